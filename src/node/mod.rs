@@ -1,1 +1,197 @@
-//! (placeholder)
+//! This machine: what its operator says about it (`factory_node.toml`), what it says about itself, where inputs lie.
+//!
+//! Enters: the line's root. Leaves: a [`Node`] with every value in its type, and a [`Resolver`] that turns the names a
+//! recipe uses into files. Never: tensors, candle, the network.
+
+mod config;
+mod detect;
+mod error;
+mod filesystem;
+mod reader;
+mod resolve;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub use config::{ColdPurpose, ColdTier, DeviceChoice, Forge, Grid, HotTier, NetworkKind, NetworkTier, Role};
+pub use detect::Gpu;
+pub use error::{NodeError, Place};
+pub use filesystem::{Concern, FilesystemKind, free_bytes};
+pub use reader::nearest;
+pub use resolve::{Found, FoundBy, HubCache, Resolver};
+
+use crate::fault::{Fault, Outcome};
+use crate::units::Bytes;
+
+/// File name of the description of a node, under the line's root.
+pub const NODE_FILE: &str = "factory_node.toml";
+
+/// This machine, as the line uses it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Node {
+    /// Display name, in heartbeats and events.
+    pub name: String,
+    pub hostname: String,
+    pub roles: Vec<Role>,
+    pub gpus: Vec<Gpu>,
+    pub ram: Bytes,
+    pub hot: HotTier,
+    pub cold: Vec<ColdTier>,
+    pub network: Vec<NetworkTier>,
+    pub forge: Forge,
+    pub grid: Grid,
+    /// Protocol version the file was written for; `None` when it says nothing.
+    pub protocol: Option<String>,
+    /// Models by name.
+    pub sources: BTreeMap<String, PathBuf>,
+    /// The file that was read; `None` when everything was detected.
+    pub file: Option<PathBuf>,
+    /// What was read and accepted but does not match this machine or has no effect in this version.
+    pub notes: Vec<String>,
+}
+
+impl Node {
+    /// Reads `<root>/factory_node.toml`; where it is missing or silent, asks the machine.
+    ///
+    /// Errors: a resource fault that names file, line, column and key.
+    pub fn load(root: &Path) -> Outcome<Node> {
+        Ok(Self::read(root)?)
+    }
+
+    /// As [`Node::load`], with the room's own error.
+    pub fn read(root: &Path) -> Result<Node, NodeError> {
+        let path = root.join(NODE_FILE);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Self::described(config::NodeFile::parse(&path, &text)?, Some(path)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Self::described(config::NodeFile::default(), None)
+            }
+            Err(source) => Err(NodeError::Read { path, source }),
+        }
+    }
+
+    fn described(said: config::NodeFile, file: Option<PathBuf>) -> Result<Node, NodeError> {
+        let mut notes = Vec::new();
+        let ram = match (detect::memory(), said.memory_budget) {
+            (Ok(ram), _) => ram,
+            (Err(_), Some(budget)) => budget,
+            (Err(message), None) => return Err(NodeError::Detection { message }),
+        };
+        let hostname = said.hostname.unwrap_or_else(detect::hostname);
+        let gpus = declared_or_detected(said.gpu_count, said.gpu_vram, detect::gpus(), &mut notes);
+        for tier in &said.cold {
+            note_cold_tier(tier, &mut notes);
+        }
+        notes.extend(said.network.iter().map(|tier| {
+            format!("storage.network {:?}: nothing is fetched over the network in this version", tier.name)
+        }));
+        if let Some(coordinator) = &said.coordinator {
+            notes.push(format!("grid.coordinator {coordinator:?}: this version works alone"));
+        }
+        if let Some(budget) = said.memory_budget.filter(|&budget| budget > ram) {
+            notes.push(format!("forge.memory_budget_gb is {budget}, more than the {ram} this machine has"));
+        }
+        Ok(Node {
+            name: said.name.unwrap_or_else(|| hostname.clone()),
+            hostname,
+            roles: if said.roles.is_empty() { vec![Role::Forge] } else { said.roles },
+            gpus,
+            ram,
+            hot: HotTier { path: said.hot_path, min_free: said.min_free.unwrap_or_default() },
+            cold: said.cold,
+            network: said.network,
+            forge: Forge {
+                max_retries: said.max_retries.unwrap_or(3) as u32,
+                stall: said.stall.unwrap_or(Duration::from_secs(600)),
+                retry_backoff: said.retry_backoff.unwrap_or(Duration::from_secs(10)),
+                rescan: said.rescan.unwrap_or(Duration::from_secs(5)),
+                stop_grace: said.stop_grace.unwrap_or(Duration::from_secs(20)),
+                memory_budget: said.memory_budget.unwrap_or(Bytes(ram.0 / 10 * 6)),
+                device: said.device,
+                threads: said.threads.map_or_else(detect::threads, |threads| threads as usize),
+            },
+            grid: Grid {
+                coordinator: said.coordinator,
+                heartbeat_interval: said.heartbeat_interval.unwrap_or(Duration::from_secs(30)),
+            },
+            protocol: said.protocol,
+            sources: said.sources,
+            file,
+            notes,
+        })
+    }
+
+    /// True when this node builds parts (roles `forge` or `both`).
+    pub fn forges(&self) -> bool {
+        self.roles.iter().any(|role| matches!(role, Role::Forge | Role::Both))
+    }
+
+    /// Free bytes where `path` lies, or a resource fault when that (or the hot tier) is below `storage.hot.min_free_gb`.
+    pub fn free_space_check(&self, path: &Path) -> Outcome<Bytes> {
+        let mut least = Bytes(u64::MAX);
+        for place in std::iter::once(path).chain(self.hot.path.as_deref()) {
+            let free = free_bytes(place).map_err(|error| {
+                Fault::infra(format!("ask for the free space of {}", place.display())).caused_by(error)
+            })?;
+            if free < self.hot.min_free {
+                let (place, wanted) = (place.display(), self.hot.min_free);
+                return Err(Fault::resource(format!(
+                    "only {free} free at {place}; storage.hot.min_free_gb wants {wanted}"
+                ))
+                .hint("free some space, or lower storage.hot.min_free_gb in factory_node.toml"));
+            }
+            least = least.min(free);
+        }
+        Ok(least)
+    }
+
+    /// As [`Node::free_space_check`], and `needed` bytes must fit above the reserve.
+    pub fn free_space_for(&self, path: &Path, needed: Bytes) -> Outcome<()> {
+        let free = self.free_space_check(path)?;
+        if free.saturating_sub(self.hot.min_free) < needed {
+            let place = path.display();
+            return Err(Fault::resource(format!("{needed} are needed at {place}, {free} are free"))
+                .hint("free some space, or lower storage.hot.min_free_gb in factory_node.toml"));
+        }
+        Ok(())
+    }
+}
+
+fn declared_or_detected(count: Option<u64>, vram: Option<Bytes>, found: Vec<Gpu>, notes: &mut Vec<String>) -> Vec<Gpu> {
+    let Some(count) = count else { return found };
+    if found.is_empty() {
+        let declared =
+            |index| Gpu { index, name: "declared GPU".into(), memory: vram.unwrap_or_default(), detected: false };
+        if count > 0 {
+            notes.push(format!("node.gpu_count is {count}, but no NVIDIA driver answers here"));
+        }
+        return (0..count as usize).map(declared).collect();
+    }
+    if found.len() != count as usize {
+        notes.push(format!("node.gpu_count is {count}, the driver reports {}", found.len()));
+    }
+    found.into_iter().take(count as usize).collect()
+}
+
+fn note_cold_tier(tier: &ColdTier, notes: &mut Vec<String>) {
+    let name = &tier.name;
+    if !tier.path.is_dir() {
+        notes.push(format!("storage.cold {name:?}: {} is not there (not mounted?)", tier.path.display()));
+        return;
+    }
+    let Ok(kind) = FilesystemKind::of(&tier.path) else { return };
+    if let Some(said) = tier.fs_type.as_deref().filter(|&said| said != kind.as_str() && said != "unknown") {
+        let agrees = matches!((said, kind), ("ext3" | "ext2", FilesystemKind::Ext) | ("drvfs", FilesystemKind::NineP));
+        if !agrees {
+            notes.push(format!("storage.cold {name:?}: fs_type says {said}, the kernel says {}", kind.as_str()));
+        }
+    }
+    if let Concern::Unfit(why) | Concern::Discouraged(why) = kind.concern() {
+        notes.push(format!("storage.cold {name:?}: {why}"));
+    }
+}

@@ -1,0 +1,51 @@
+//! What the machine says about itself: memory, processors, name, GPUs. Reads only.
+
+use serde::Serialize;
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+
+use crate::units::Bytes;
+
+/// One GPU as declared or as the driver reports it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Gpu {
+    /// The driver's index, as in `cuda:0`.
+    pub index: usize,
+    /// Display name; never an identifier.
+    pub name: String,
+    pub memory: Bytes,
+    /// False when only `factory_node.toml` says so.
+    pub detected: bool,
+}
+
+/// Bytes of memory this process can hope for: the machine's, or less where a control group says so.
+pub(super) fn memory() -> Result<Bytes, String> {
+    let wanted = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+    let system = System::new_with_specifics(wanted).map_err(|error| error.to_string())?;
+    let whole = system.total_memory();
+    let limit = system.cgroup_limits().map(|limits| limits.total_memory).filter(|&limit| limit > 0);
+    match limit.map_or(whole, |limit| limit.min(whole)) {
+        0 => Err("the system reports 0 bytes".into()),
+        bytes => Ok(Bytes(bytes)),
+    }
+}
+
+pub(super) fn hostname() -> String {
+    System::host_name().unwrap_or_else(|_| "localhost".into())
+}
+
+pub(super) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |threads| threads.get())
+}
+
+/// GPUs by NVML. A machine without the driver simply has none.
+pub(super) fn gpus() -> Vec<Gpu> {
+    let Ok(nvml) = nvml_wrapper::Nvml::init() else { return Vec::new() };
+    let count = nvml.device_count().unwrap_or(0);
+    let read = |index: u32| {
+        let device = nvml.device_by_index(index).ok()?;
+        let memory = Bytes(device.memory_info().ok()?.total);
+        let name = device.name().unwrap_or_else(|_| "NVIDIA GPU".into());
+        Some(Gpu { index: index as usize, name, memory, detected: true })
+    };
+    (0..count).filter_map(read).collect()
+}
