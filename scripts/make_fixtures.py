@@ -1,0 +1,238 @@
+#!/usr/bin/env python3
+"""Tiny random models with float32 reference logits, for the tests: tests/fixtures/models/<name>/.
+
+    pip install torch transformers safetensors numpy          # the CPU build of torch will do
+    python scripts/make_fixtures.py [NAME ...]
+
+Every folder holds `config.json`, the weights in bf16 (`model.safetensors`, or two shards with an index) in the layout
+published checkpoints have, and `reference.safetensors`: `input_ids` [2, 16] i64 and `logits` [2, 16, vocab] f32, which
+transformers computed in float32 (eager attention) from the bf16 weights. The weights are drawn here, from a generator
+seeded per tensor name, so no default of any library's initialisation or saving enters; transformers must load the folder without
+a missing or unexpected tensor, or the script stops.
+
+What makes a wrong implementation visible: hidden size, head width, feed-forward width and its double all differ;
+every norm weight and bias is perturbed; the attention weights are large enough that the position encoding matters
+(the script checks that a scaled rope moves the logits); a router's choice is never a near tie (checked as well).
+Row lengths are multiples of 32 everywhere, so that block formats apply. Same versions of the packages, same bytes.
+"""
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+ROOT = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "models"
+VOCAB, BATCH, LENGTH = 96, 2, 16
+
+SMALL = dict(hidden_size=32, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
+WIDE = dict(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
+MOE = dict(num_experts_per_tok=2, decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=True,
+           router_aux_loss_coef=0.001, output_router_logits=False)
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=16)
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
+LINEAR = dict(rope_type="linear", factor=4.0)
+
+
+def config(kind, architecture, **keys):
+    """A config.json as published checkpoints have it (transformers 4 keys)."""
+    base = dict(architectures=[architecture], model_type=kind, vocab_size=VOCAB, num_hidden_layers=2,
+                hidden_act="silu", max_position_embeddings=128, rms_norm_eps=1e-6, rope_theta=10000.0,
+                rope_scaling=None, initializer_range=0.02, attention_dropout=0.0, bos_token_id=1, eos_token_id=2,
+                tie_word_embeddings=False, torch_dtype="bfloat16", use_cache=True)
+    return {**base, **keys}
+
+
+def llama(**keys):
+    return config("llama", "LlamaForCausalLM", **{**dict(attention_bias=False, mlp_bias=False), **keys})
+
+
+def qwen2(**keys):
+    return config("qwen2", "Qwen2ForCausalLM", **{**dict(use_sliding_window=False), **keys})
+
+
+def qwen3(**keys):
+    return config("qwen3", "Qwen3ForCausalLM",
+                  **{**dict(attention_bias=False, use_sliding_window=False), **keys})
+
+
+def qwen3_moe(**keys):
+    return config("qwen3_moe", "Qwen3MoeForCausalLM",
+                  **{**dict(attention_bias=False, use_sliding_window=False), **MOE, **keys})
+
+
+def as_transformers_5(hub):
+    """The same model as transformers 5 writes it: dtype, rope_parameters and num_local_experts."""
+    new = {k: v for k, v in hub.items() if k not in ("torch_dtype", "rope_theta", "rope_scaling", "num_experts")}
+    new["dtype"] = hub["torch_dtype"]
+    new["num_local_experts"] = hub["num_experts"]
+    new["rope_parameters"] = {"rope_theta": hub["rope_theta"], "rope_type": "default"}
+    return new
+
+
+FIXTURES = {
+    # name: (config, number of shards)
+    "llama": (llama(**WIDE), 1),
+    "llama-tied-llama3-rope": (llama(**SMALL, tie_word_embeddings=True, rope_scaling=LLAMA3), 1),
+    "llama-biases": (llama(**SMALL, attention_bias=True, mlp_bias=True), 1),
+    "llama-linear-rope": (llama(**SMALL, num_hidden_layers=1, rope_scaling=LINEAR), 1),
+    "qwen2-tied": (qwen2(**WIDE, num_hidden_layers=1, tie_word_embeddings=True), 1),
+    "qwen3": (qwen3(**WIDE, num_hidden_layers=1, head_dim=24), 1),
+    "qwen3-yarn": (qwen3(**SMALL, num_hidden_layers=1, head_dim=16, rope_scaling=YARN), 1),
+    "qwen3_moe": (qwen3_moe(**WIDE, num_hidden_layers=1, head_dim=24, num_experts=4, moe_intermediate_size=96), 1),
+    "qwen3_moe-mixed-tied": (qwen3_moe(**SMALL, num_hidden_layers=4, head_dim=24, num_experts=6, moe_intermediate_size=64,
+                                       norm_topk_prob=False, decoder_sparse_step=2, mlp_only_layers=[1],
+                                       tie_word_embeddings=True), 1),
+    "qwen3_moe-sharded": (qwen3_moe(**SMALL, head_dim=16, num_experts=5, moe_intermediate_size=64), 2),
+    "qwen3_moe-transformers5": (as_transformers_5(qwen3_moe(**SMALL, num_hidden_layers=1, head_dim=16, num_experts=6,
+                                                            moe_intermediate_size=64, rope_theta=500000.0)), 1),
+}
+
+
+def is_sparse(c, layer):
+    """Whether a layer's feed-forward is a mixture of experts (the rule of qwen3_moe configurations)."""
+    experts = c.get("num_experts", c.get("num_local_experts", 0))
+    return bool(experts) and layer not in c["mlp_only_layers"] and (layer + 1) % c["decoder_sparse_step"] == 0
+
+
+def shapes(c):
+    """Every tensor of a configuration, in checkpoint order: {name: shape}."""
+    hidden, heads, kv = c["hidden_size"], c["num_attention_heads"], c["num_key_value_heads"]
+    width = c.get("head_dim", hidden // heads)
+    out = {"model.embed_tokens.weight": [c["vocab_size"], hidden]}
+
+    def feed_forward(prefix, inner, bias=False):
+        for part, rows, cols in (("gate_proj", inner, hidden), ("up_proj", inner, hidden), ("down_proj", hidden, inner)):
+            out[f"{prefix}.{part}.weight"] = [rows, cols]
+            if bias:
+                out[f"{prefix}.{part}.bias"] = [rows]
+
+    for n in range(c["num_hidden_layers"]):
+        at = f"model.layers.{n}"
+        out[f"{at}.input_layernorm.weight"] = [hidden]
+        for part, rows, cols in (("q_proj", heads * width, hidden), ("k_proj", kv * width, hidden),
+                                 ("v_proj", kv * width, hidden), ("o_proj", hidden, heads * width)):
+            out[f"{at}.self_attn.{part}.weight"] = [rows, cols]
+            if c.get("attention_bias") or (c["model_type"] == "qwen2" and part != "o_proj"):
+                out[f"{at}.self_attn.{part}.bias"] = [rows]
+        if c["model_type"].startswith("qwen3"):
+            out[f"{at}.self_attn.q_norm.weight"] = [width]
+            out[f"{at}.self_attn.k_norm.weight"] = [width]
+        out[f"{at}.post_attention_layernorm.weight"] = [hidden]
+        if c["model_type"] == "qwen3_moe" and is_sparse(c, n):
+            experts = c.get("num_experts", c.get("num_local_experts"))
+            out[f"{at}.mlp.gate.weight"] = [experts, hidden]
+            for e in range(experts):
+                feed_forward(f"{at}.mlp.experts.{e}", c["moe_intermediate_size"])
+        else:
+            feed_forward(f"{at}.mlp", c["intermediate_size"], c.get("mlp_bias", False))
+    out["model.norm.weight"] = [hidden]
+    if not c["tie_word_embeddings"]:
+        out["lm_head.weight"] = [c["vocab_size"], hidden]
+    return out
+
+
+def draw(name, fixture, shape):
+    """One tensor, bf16, from a generator seeded by the fixture's and the tensor's name."""
+    seed = int.from_bytes(hashlib.sha256(f"{fixture}/{name}".encode()).digest()[:6], "big")
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    if len(shape) == 1:
+        value = 1 + 0.2 * noise if "norm" in name else 0.3 * noise
+    elif "embed_tokens" in name or "lm_head" in name:
+        value = 0.3 * noise
+    elif ".mlp.gate.weight" in name:
+        value = 1.5 * noise / shape[1] ** 0.5
+    else:
+        value = noise / shape[1] ** 0.5
+    return value.to(torch.bfloat16).contiguous()
+
+
+def write_weights(folder, tensors, shards):
+    names = list(tensors)
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    cut, weight_map = (len(names) + shards - 1) // shards, {}
+    for s in range(shards):
+        file = f"model-{s + 1:05}-of-{shards:05}.safetensors"
+        part = names[s * cut:(s + 1) * cut]
+        save_file({n: tensors[n] for n in part}, folder / file, metadata={"format": "pt"})
+        weight_map.update({n: file for n in part})
+    total = sum(t.numel() * 2 for t in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def open_reference(folder, **changes):
+    """The folder as transformers reads it, in float32; every tensor must have found its place."""
+    c = transformers.AutoConfig.from_pretrained(folder)
+    for key, value in changes.items():
+        setattr(c, key, value)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, config=c, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        assert not info[kind], (folder.name, kind, info[kind])
+    return model.eval()
+
+
+def router_margin(model, ids, top_k):
+    """The gap of the logits of the last expert chosen and the first left out, smallest over all tokens and layers."""
+    with torch.no_grad():
+        routed = model(input_ids=ids, output_router_logits=True).router_logits
+    gaps = [l.sort(-1, descending=True).values for l in routed if l is not None]
+    return min((g[:, top_k - 1] - g[:, top_k]).min().item() for g in gaps)
+
+
+def input_ids(model, c):
+    """Random ids for which no router is near a tie, and the smallest margin (None without routers)."""
+    for seed in range(7, 200):
+        ids = torch.randint(3, c["vocab_size"], (BATCH, LENGTH), generator=torch.Generator().manual_seed(seed))
+        if "num_experts_per_tok" not in c:
+            return ids, None
+        gap = router_margin(model, ids, c["num_experts_per_tok"])
+        if gap > 5e-3:
+            return ids, gap
+    sys.exit("every draw of input ids leaves a router near a tie")
+
+
+def make(name):
+    c, shards = FIXTURES[name]
+    folder = ROOT / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(c, indent=2) + "\n")
+    tensors = {n: draw(n, name, shape) for n, shape in shapes(c).items()}
+    write_weights(folder, tensors, shards)
+    model = open_reference(folder)
+    ids, gap = input_ids(model, c)
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits.float().contiguous()
+    notes = f"logit std {logits.std():.2f}"
+    if c.get("rope_scaling"):
+        plain = open_reference(folder, rope_parameters={"rope_type": "default", "rope_theta": c["rope_theta"]})
+        with torch.no_grad():
+            moved = (plain(input_ids=ids).logits - logits).abs().max().item()
+        assert moved > 0.05, f"{name}: rope scaling moves the logits by {moved} only"
+        notes += f", without rope scaling off by {moved:.2f}"
+    if gap is not None:
+        notes += f", smallest router margin {gap:.1e}"
+    save_file({"input_ids": ids, "logits": logits}, folder / "reference.safetensors")
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes 0600
+    size = sum(f.stat().st_size for f in folder.iterdir())
+    print(f"{name:26} {len(tensors):3} tensors {size:8,} bytes  {notes}", flush=True)
+    return size
+
+
+if __name__ == "__main__":
+    print("torch", torch.__version__, "transformers", transformers.__version__)
+    print(f"{sum(map(make, sys.argv[1:] or FIXTURES)):,} bytes in all")
