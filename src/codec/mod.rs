@@ -1,1 +1,100 @@
-//! (placeholder)
+//! Number formats: how the weights of a tensor are written as bytes.
+//!
+//! Enters: slices of `f32` (or raw bf16 bytes). Leaves: slices of bytes, and back. Pure functions over slices, no I/O,
+//! no threads (a caller that has many rows runs them in parallel). A codec works on rows whose length is a multiple of
+//! its block; a new format is one file and one line in [`CODECS`].
+mod dtype;
+mod finite;
+mod widen;
+
+pub use dtype::Dtype;
+pub use finite::{first_beyond, first_non_finite};
+pub use widen::{narrow_to_bf16, widen_bf16, widen_f16, widen_plain};
+
+/// One number format.
+///
+/// `encode` and `decode` are exact inverses in length: `elems` values stand for `elems / block_elems * block_bytes`
+/// bytes. Both panic when the lengths do not fit (that is a caller's bug; headers are checked before they get here).
+pub trait Codec: Sync {
+    fn dtype(&self) -> Dtype;
+
+    /// The format's name as operators write it, e.g. `Q8_0`.
+    fn name(&self) -> &'static str {
+        self.dtype().as_str()
+    }
+
+    /// One sentence for listings.
+    fn summary(&self) -> &'static str;
+
+    /// The largest magnitude the format can hold; beyond it the stored scale or value overflows to infinity.
+    fn max_magnitude(&self) -> f32;
+
+    /// Writes `values` (finite, within [`Codec::max_magnitude`]: see [`first_beyond`]) as bytes.
+    fn encode(&self, values: &[f32], bytes: &mut [u8]);
+
+    /// Reads bytes back as values.
+    fn decode(&self, bytes: &[u8], values: &mut [f32]);
+
+    /// As [`Codec::encode`], from raw little-endian bf16 (two bytes per value).
+    fn encode_bf16(&self, source: &[u8], bytes: &mut [u8]) {
+        // A stack buffer that stays in the first-level cache: the widened values never travel to memory.
+        const CHUNK: usize = 2048;
+        let mut wide = [0f32; CHUNK];
+        let out_step = self.dtype().bytes_for(CHUNK);
+        for (raw, out) in source.chunks(2 * CHUNK).zip(bytes.chunks_mut(out_step)) {
+            let wide = &mut wide[..raw.len() / 2];
+            widen_bf16(raw, wide);
+            self.encode(wide, out);
+        }
+    }
+}
+
+crate::registry! {
+    /// Every format this build can write and read.
+    pub CODECS: dyn Codec {
+        float32 => F32,
+        float16 => F16,
+        bfloat16 => Bf16,
+        q8_0 => Q8_0,
+        q4_0 => Q4_0,
+    }
+}
+
+pub use q4_0::{dequantize_q4_0, quantize_q4_0};
+pub use q8_0::{dequantize_q8_0, quantize_q8_0};
+
+/// The codec of a format, or `None` when this build only knows the format's size.
+pub fn codec_for(dtype: Dtype) -> Option<&'static dyn Codec> {
+    CODECS.iter().copied().find(|codec| codec.dtype() == dtype)
+}
+
+/// The codec an operator names (`q8_0`, `Q8_0`, `bf16` …).
+pub fn codec_named(name: &str) -> Option<&'static dyn Codec> {
+    CODECS.iter().copied().find(|codec| codec.name().eq_ignore_ascii_case(name))
+}
+
+/// Compiles a function twice: for the baseline CPU and for AVX2 with F16C, chosen at run time. The bodies are the same
+/// Rust code without contraction, so the results are the same to the bit.
+macro_rules! multiversion {
+    ($(#[$attr:meta])* pub fn $name:ident($($arg:ident : $ty:ty),* $(,)?) = $body:ident) => {
+        $(#[$attr])*
+        pub fn $name($($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx,avx2,f16c")]
+                fn with_avx2($($arg: $ty),*) {
+                    $body($($arg),*)
+                }
+                if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("f16c") {
+                    // SAFETY: the features the function is compiled for have just been detected.
+                    return unsafe { with_avx2($($arg),*) };
+                }
+            }
+            $body($($arg),*)
+        }
+    };
+}
+pub(crate) use multiversion;
+
+#[cfg(test)]
+mod tests;
