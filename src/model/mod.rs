@@ -4,18 +4,28 @@
 //! in order, under their final name only when complete. Knows nothing of families (which tensor means what) and nothing
 //! of recipes.
 mod config;
+mod declared;
 mod error;
+pub mod gguf;
+mod hash;
 mod hf_dir;
 mod mapped;
+mod output;
 mod python_json;
 pub mod safetensors;
 mod source;
+mod transcode;
 
 pub use crate::codec::Dtype;
 pub use config::{Config, Rope};
+pub use declared::DeclaredTensor;
 pub use error::ModelError;
+pub use gguf::{GgufFile, GgufValue, GgufWriter};
+pub use hash::{FileHash, hash_file, hash_files};
 pub use hf_dir::HfDir;
 pub use mapped::MappedFile;
+pub use output::{CompleteFile, OutputFile, sync_directory, write_file};
 pub use python_json::to_python_json;
-pub use safetensors::SafetensorsModel;
+pub use safetensors::{SafetensorsModel, SafetensorsWriter, WrittenModel};
 pub use source::{TensorMeta, TensorSource, decode_f32};
+pub use transcode::{rows_of, transcode_rows};

@@ -1,2 +1,3 @@
 //! x
 mod recipe;
+mod model_files;

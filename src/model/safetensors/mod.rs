@@ -2,8 +2,10 @@
 mod header;
 mod index;
 mod read;
+mod write;
 
 pub use read::SafetensorsModel;
+pub use write::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WrittenModel};
 
 /// The index file of a sharded model.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";

@@ -1,0 +1,228 @@
+//! A file being written: under a temporary name until it is complete, hashed on the way.
+//!
+//! Two threads of its own write and hash each piece at the same time, so that the caller only fills buffers (and may
+//! fill them in parallel). Nothing with the final name exists before [`CompleteFile::publish`].
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use sha2::{Digest, Sha256};
+
+use super::{FileHash, ModelError};
+use crate::units::Sha;
+
+/// Pieces that may wait between the caller and each thread: enough to overlap, few enough to bound memory.
+const WAITING: usize = 3;
+/// Borrowed bytes are handed over in pieces of this size.
+const PIECE: usize = 4 << 20;
+
+type Piece = Arc<Vec<u8>>;
+
+/// An output file; see the module.
+#[derive(Debug)]
+pub struct OutputFile {
+    target: PathBuf,
+    temp: TempPath,
+    pipes: Option<Pipes>,
+    spare: Arc<Mutex<Vec<Vec<u8>>>>,
+    size: u64,
+}
+
+#[derive(Debug)]
+struct Pipes {
+    to_writer: SyncSender<Piece>,
+    to_hasher: SyncSender<Piece>,
+    writer: JoinHandle<std::io::Result<File>>,
+    hasher: JoinHandle<Sha>,
+}
+
+/// Removes the temporary file unless it was renamed.
+#[derive(Debug)]
+struct TempPath(Option<PathBuf>);
+
+impl Drop for TempPath {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take() {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+impl OutputFile {
+    /// Starts `.<name>.tmp` beside `target` (mode 0644 less the umask). A left-over of an earlier attempt is replaced.
+    pub fn create(target: &Path) -> Result<Self, ModelError> {
+        let Some(name) = target.file_name() else {
+            return Err(ModelError::misuse(target, "the target has no file name"));
+        };
+        let temp = target.with_file_name(format!(".{}.tmp", name.to_string_lossy()));
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o644)
+            .open(&temp)
+            .map_err(ModelError::io("create", &temp))?;
+        let spare: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let (to_writer, writer_in) = sync_channel(WAITING);
+        let (to_hasher, hasher_in) = sync_channel(WAITING);
+        let (back_w, back_h) = (Arc::clone(&spare), Arc::clone(&spare));
+        let writer = std::thread::Builder::new()
+            .name("model-write".to_owned())
+            .spawn(move || write_all(file, &writer_in, &back_w))
+            .map_err(ModelError::io("start a thread to write", target))?;
+        let hasher = std::thread::Builder::new()
+            .name("model-hash".to_owned())
+            .spawn(move || hash_all(&hasher_in, &back_h))
+            .map_err(ModelError::io("start a thread to hash", target))?;
+        Ok(OutputFile {
+            target: target.to_owned(),
+            temp: TempPath(Some(temp)),
+            pipes: Some(Pipes { to_writer, to_hasher, writer, hasher }),
+            spare,
+            size: 0,
+        })
+    }
+
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Bytes handed over so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// An empty buffer, one that has been written already where possible (its capacity is kept).
+    pub fn buffer(&self) -> Vec<u8> {
+        let spare = self.spare.lock().ok().and_then(|mut spare| spare.pop());
+        let mut buffer = spare.unwrap_or_default();
+        buffer.clear();
+        buffer
+    }
+
+    /// Hands over a filled buffer; waits while too many are under way.
+    pub fn write_owned(&mut self, piece: Vec<u8>) -> Result<(), ModelError> {
+        self.size += piece.len() as u64;
+        let piece = Arc::new(piece);
+        let Some(pipes) = &self.pipes else { return Err(ModelError::misuse(&self.target, "written after the end")) };
+        let gone = pipes.to_writer.send(Arc::clone(&piece)).is_err() || pipes.to_hasher.send(piece).is_err();
+        if gone { Err(self.join_failed()) } else { Ok(()) }
+    }
+
+    /// Copies `bytes` into buffers and hands those over.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ModelError> {
+        for piece in bytes.chunks(PIECE) {
+            let mut buffer = self.buffer();
+            buffer.extend_from_slice(piece);
+            self.write_owned(buffer)?;
+        }
+        Ok(())
+    }
+
+    /// Everything is handed over: waits for both threads and makes the bytes durable. The name is still temporary.
+    pub fn complete(mut self) -> Result<CompleteFile, ModelError> {
+        let Some(pipes) = self.pipes.take() else {
+            return Err(ModelError::misuse(&self.target, "completed twice"));
+        };
+        let Pipes { to_writer, to_hasher, writer, hasher } = pipes;
+        drop((to_writer, to_hasher));
+        let file = join(writer, &self.target)?.map_err(ModelError::io("write", &self.target))?;
+        file.sync_all().map_err(ModelError::io("sync", &self.target))?;
+        let sha256 = join(hasher, &self.target)?;
+        let filename = self.target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let hash = FileHash { filename, sha256, size: self.size };
+        Ok(CompleteFile { target: self.target, temp: self.temp, hash })
+    }
+
+    /// A thread ended early: its error is the reason.
+    fn join_failed(&mut self) -> ModelError {
+        let Some(Pipes { to_writer, to_hasher, writer, .. }) = self.pipes.take() else {
+            return ModelError::misuse(&self.target, "written after the end");
+        };
+        drop((to_writer, to_hasher));
+        match join(writer, &self.target) {
+            Ok(Err(error)) => ModelError::io("write", &self.target)(error),
+            Ok(Ok(_)) => ModelError::misuse(&self.target, "the hashing thread ended early"),
+            Err(error) => error,
+        }
+    }
+}
+
+/// A complete, durable file that still has its temporary name. Dropped without [`CompleteFile::publish`], it is removed.
+#[derive(Debug)]
+pub struct CompleteFile {
+    target: PathBuf,
+    temp: TempPath,
+    hash: FileHash,
+}
+
+impl CompleteFile {
+    pub fn hash(&self) -> &FileHash {
+        &self.hash
+    }
+
+    /// Gives the file its final name. The directory is synced by the caller ([`sync_directory`]), once for all files.
+    pub fn publish(mut self) -> Result<FileHash, ModelError> {
+        if let Some(temp) = self.temp.0.take()
+            && let Err(error) = fs::rename(&temp, &self.target)
+        {
+            self.temp.0 = Some(temp);
+            return Err(ModelError::io("rename to", &self.target)(error));
+        }
+        Ok(self.hash)
+    }
+}
+
+/// Makes the names in the directory of `file` durable.
+pub fn sync_directory(file: &Path) -> Result<(), ModelError> {
+    let directory = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(directory).and_then(|d| d.sync_all()).map_err(ModelError::io("sync", directory))
+}
+
+/// Writes a small file in one go with the same care, and syncs its directory.
+pub fn write_file(target: &Path, bytes: &[u8]) -> Result<FileHash, ModelError> {
+    let mut file = OutputFile::create(target)?;
+    file.write(bytes)?;
+    let hash = file.complete()?.publish()?;
+    sync_directory(target)?;
+    Ok(hash)
+}
+
+fn join<T>(thread: JoinHandle<T>, target: &Path) -> Result<T, ModelError> {
+    thread.join().map_err(|_| ModelError::misuse(target, "a writing thread panicked"))
+}
+
+fn write_all(mut file: File, pieces: &Receiver<Piece>, spare: &Mutex<Vec<Vec<u8>>>) -> std::io::Result<File> {
+    for piece in pieces {
+        file.write_all(&piece)?;
+        give_back(piece, spare);
+    }
+    Ok(file)
+}
+
+fn hash_all(pieces: &Receiver<Piece>, spare: &Mutex<Vec<Vec<u8>>>) -> Sha {
+    let mut hasher = Sha256::new();
+    for piece in pieces {
+        hasher.update(piece.as_slice());
+        give_back(piece, spare);
+    }
+    Sha(hasher.finalize().into())
+}
+
+/// Whoever is last with a piece keeps its buffer for the next one.
+fn give_back(piece: Piece, spare: &Mutex<Vec<Vec<u8>>>) {
+    if let Some(buffer) = Arc::into_inner(piece)
+        && let Ok(mut spare) = spare.lock()
+        && spare.len() < WAITING
+    {
+        spare.push(buffer);
+    }
+}
