@@ -15,9 +15,9 @@ use std::str::FromStr;
 use chrono::Utc;
 use serde::{Deserialize, Serialize};
 
-use super::disk::Disk;
 use super::moves::Mover;
-use super::{Layout, LineError, PartName, ProcessIdentity, identity, lock, record, stamp};
+use super::shelf::{self, PartEntry};
+use super::{Layout, LineError, PartName, ProcessIdentity, Station, identity, lock, record, stamp};
 
 /// Names one attempt at one part: 128 random bits in hex.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -85,8 +85,8 @@ impl Attempt {
     }
 
     /// Starts the next attempt: a new token on disk, so that every older one is void; its leftovers are kept aside.
-    pub fn begin(disk: &dyn Disk, layout: &Layout, part: &PartName, arrived_at: String) -> Result<Attempt, LineError> {
-        let work = layout.work(part);
+    pub fn begin(mover: Mover, part: &PartName, arrived_at: String) -> Result<Attempt, LineError> {
+        let work = mover.layout.work(part);
         // An unreadable record (torn by a full disk) is replaced: its token is void either way.
         let last = Attempt::read(&work).ok().flatten().map_or(0, |a| a.attempt);
         set_aside(&work, last)?;
@@ -100,7 +100,7 @@ impl Attempt {
             host: identity::host_name(),
             process: ProcessIdentity::current(),
         };
-        Mover::new(disk, layout).publish_over(&work.join("attempt.json"), &record::to_json(&attempt))?;
+        mover.publish_over(&work.join("attempt.json"), &record::to_json(&attempt))?;
         Ok(attempt)
     }
 }
@@ -176,4 +176,52 @@ impl ClaimLock {
         let shared = self.file.try_clone().map_err(LineError::io("share lock", &self.path))?;
         Ok(Stdio::from(shared))
     }
+}
+
+/// A part in assembly that is ours to build.
+#[derive(Debug)]
+pub struct Claimed {
+    pub part: PartEntry,
+    pub attempt: Attempt,
+    pub lock: ClaimLock,
+}
+
+impl Claimed {
+    /// intake → assembly: claim lock, new token on disk, then the move. There it is spelled `.alloy.json`; when its base
+    /// name is taken elsewhere on the line it gets the first free `<base>~<n>`. `None` when somebody else was faster or
+    /// a worker of this name still lives. The caller holds the moves lock.
+    pub fn take(mover: Mover, part: &PartEntry) -> Result<Option<Claimed>, LineError> {
+        let layout = mover.layout;
+        let name = free_name(layout, &part.name.as_alloy());
+        let Some(lock) = ClaimLock::acquire(layout, &name)? else { return Ok(None) };
+        let waited = record::retry(layout, &part.name).ok().flatten();
+        let arrived_at = waited.and_then(|r| r.arrived_at).unwrap_or_else(|| stamp::millis(part.arrived));
+        let attempt = Attempt::begin(mover, &name, arrived_at)?;
+        match mover.move_part(part, Station::Assembly, &name) {
+            Ok(_) => {}
+            Err(error) if error.is_missing() => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        let retry = layout.station(Station::Assembly).join(format!("{}.retry.json", name.base()));
+        mover.remove(&retry)?;
+        let part = shelf::list(layout, Station::Assembly)?.into_iter().find(|p| p.name == name);
+        Ok(part.map(|part| Claimed { part, attempt, lock }))
+    }
+}
+
+/// The name itself, or numbered when a part of this base name stands in another station than intake.
+fn free_name(layout: &Layout, name: &PartName) -> PartName {
+    if !is_taken(layout, name) {
+        return name.clone();
+    }
+    (2..).map(|n| name.numbered(n)).find(|name| !is_taken(layout, name)).unwrap_or_else(|| name.clone())
+}
+
+/// Looks for the names a part of this base could have, without listing stations that may be large.
+fn is_taken(layout: &Layout, name: &PartName) -> bool {
+    const COUNTERS: u32 = 16;
+    [Station::Assembly, Station::Finished, Station::Rework, Station::Deferred].iter().any(|station| {
+        let dir = layout.station(*station);
+        (0..=COUNTERS.max(name.retries())).any(|n| dir.join(name.with_retries(n).file_name()).exists())
+    })
 }

@@ -8,6 +8,7 @@
 //! - [`shelf`]: what stands in a station, read without any lock and with the daemon down.
 //! - [`disk`], [`moves`]: durable publishes and moves, with a seam for fault injection.
 //! - [`verbs`]: what an operator may ask for (enqueue, retry, defer, cancel, recover).
+//! - [`recovery`]: the table of legal file combinations, as a function from row to action.
 //! - [`claim`]: attempt tokens and the lock a worker inherits. [`lock`]: one supervisor per line.
 //! - [`events`], [`follow`], [`throughput`], [`heartbeat`]: what the line tells.
 //! - [`wire`]: what a worker says on its standard output. [`record`]: the result and error sidecars.
@@ -25,6 +26,7 @@ pub mod moves;
 mod name;
 pub mod outcome;
 pub mod record;
+pub mod recovery;
 pub mod shelf;
 pub mod stamp;
 pub mod throughput;

@@ -94,9 +94,8 @@ impl<'a> Mover<'a> {
         let (from_dir, to_dir) = (self.layout.station(part.station), self.layout.station(to));
         let mut moves = Vec::new();
         for sidecar in &part.sidecars {
-            let rest = sidecar.strip_prefix(part.name.base()).unwrap_or(sidecar);
             let from = from_dir.join(sidecar);
-            let dest = free_name(&to_dir, &format!("{}{rest}", name.base()), &from);
+            let dest = free_name(&to_dir, &renamed(part, sidecar, to, name), &from);
             if from == dest {
                 continue;
             }
@@ -147,10 +146,19 @@ pub fn planned(layout: &Layout, part: &PartEntry, to: Station, name: &PartName) 
     let mut moves = vec![mover.described(&part.path, &to_dir.join(name.file_name()))];
     for sidecar in &part.sidecars {
         let from = layout.station(part.station).join(sidecar);
-        let rest = sidecar.strip_prefix(part.name.base()).unwrap_or(sidecar);
-        moves.push(mover.described(&from, &free_name(&to_dir, &format!("{}{rest}", name.base()), &from)));
+        moves.push(mover.described(&from, &free_name(&to_dir, &renamed(part, sidecar, to, name), &from)));
     }
     moves
+}
+
+/// What a sidecar is called at its destination: after the part. An error that leaves rework is history: it gets a
+/// number, so that a part elsewhere carries no current error.
+fn renamed(part: &PartEntry, sidecar: &str, to: Station, name: &PartName) -> String {
+    let rest = sidecar.strip_prefix(part.name.base()).unwrap_or(sidecar);
+    match rest.strip_suffix(".error.json") {
+        Some(_) if part.station == Station::Rework && to != Station::Rework => format!("{}.error.1.json", name.base()),
+        _ => format!("{}{rest}", name.base()),
+    }
 }
 
 /// `name` in `dir`, or, when another file has it, the same with the first free number before its extension.
@@ -161,5 +169,9 @@ pub(crate) fn free_name(dir: &Path, name: &str, from: &Path) -> PathBuf {
         return wanted;
     }
     let (stem, extension) = name.rsplit_once('.').unwrap_or((name, "old"));
-    (1..u32::MAX).map(|n| dir.join(format!("{stem}.{n}.{extension}"))).find(|path| is_free(path)).unwrap_or(wanted)
+    let (stem, first) = match stem.rsplit_once('.').map(|(front, n)| (front, n.parse::<u32>())) {
+        Some((front, Ok(n))) => (front, n + 1),
+        _ => (stem, 1),
+    };
+    (first..u32::MAX).map(|n| dir.join(format!("{stem}.{n}.{extension}"))).find(|path| is_free(path)).unwrap_or(wanted)
 }

@@ -2,6 +2,8 @@
 //!
 //! Each is sidecar first (durable), then the part, then the audit log and the event. Callers hold the moves lock.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use super::moves::{Move, Mover};
 use super::record::{self, ErrorRecord, FileEntry, ResultRecord, RetryRecord};
 use super::shelf::PartEntry;
 use super::{Attempt, EventLog, LineError, Station, identity, stamp, throughput};
+use crate::fault::FaultClass;
 
 /// What a worker left in its work folder, checked against the attempt that owns it.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,7 +71,7 @@ pub fn ship(mover: Mover, part: &PartEntry, attempt: &Attempt, result: &ResultRe
         ..result.clone()
     };
     mover.publish_over(&finished.join(part.name.sidecar("result")), &record::to_json(&record))?;
-    let moves = mover.move_part(part, Station::Finished, &part.name)?;
+    let moves = mover.move_part(&discard_retry(mover, part)?, Station::Finished, &part.name)?;
     record_shipped(mover, part, &record)?;
     Ok(moves)
 }
@@ -97,10 +100,12 @@ pub fn send_back(mover: Mover, part: &PartEntry, mut error: ErrorRecord) -> Resu
     let layout = mover.layout;
     error.failed_at = stamp::seconds(Utc::now());
     error.retries = part.retries;
+    // Tells recovery which file this error was written for, should the move be cut short.
+    error.more.insert("part_inode".into(), part.inode.1.into());
     let rework = layout.station(Station::Rework);
     let name = free_part_name(mover, part)?;
     mover.publish_over(&rework.join(name.sidecar("error")), &record::to_json(&error))?;
-    let moves = mover.move_part(part, Station::Rework, &name)?;
+    let moves = mover.move_part(&discard_retry(mover, part)?, Station::Rework, &name)?;
     mover.remove(&layout.cancel_request(part.name.base()))?;
     let alloy = name.file_name();
     let line = json!({"alloy": alloy, "error": short(&error.error), "retries": part.retries, "class": error.class});
@@ -153,7 +158,7 @@ pub fn take_back(mover: Mover, part: &PartEntry, wish: &Return) -> Result<super:
     };
     let sidecar = layout.station(Station::Intake).join(format!("{}.retry.json", name.base()));
     mover.publish_over(&sidecar, &record::to_json(&record))?;
-    mover.move_part(part, Station::Intake, &name)?;
+    mover.move_part(&discard_retry(mover, part)?, Station::Intake, &name)?;
     let mut payload = Map::new();
     payload.insert("from".into(), part.name.file_name().into());
     payload.insert("retries".into(), name.retries().into());
@@ -164,6 +169,54 @@ pub fn take_back(mover: Mover, part: &PartEntry, wish: &Return) -> Result<super:
     }
     log(mover).tell("line/recovered", Some(&name.file_name()), Value::Object(payload));
     Ok(name)
+}
+
+/// `fault.json` of a worker as an error record; `None` when there is none or it cannot be read.
+pub fn worker_fault(work: &Path) -> Option<ErrorRecord> {
+    #[derive(serde::Deserialize)]
+    struct WorkerFault {
+        class: FaultClass,
+        message: String,
+        hint: Option<String>,
+        stage: Option<String>,
+        #[serde(default)]
+        causes: Vec<String>,
+    }
+    let fault: WorkerFault = record::read_json(&work.join("fault.json")).ok()?;
+    let mut error = fault.message;
+    for cause in fault.causes.iter().filter(|c| !c.is_empty()) {
+        if !error.contains(cause.as_str()) {
+            error = format!("{error}: {cause}");
+        }
+    }
+    let class = fault.class.as_str().to_owned();
+    let traceback = fault.causes.join("\n");
+    Some(ErrorRecord { error, class, hint: fault.hint, stage: fault.stage, traceback, ..ErrorRecord::default() })
+}
+
+/// The last lines of `worker.log`.
+pub fn log_tail(work: &Path) -> Vec<String> {
+    const LINES: usize = 40;
+    let Ok(mut file) = File::open(work.join("worker.log")) else { return Vec::new() };
+    let len = file.metadata().map_or(0, |m| m.len());
+    let mut bytes = Vec::new();
+    if file.seek(SeekFrom::Start(len.saturating_sub(16_384))).and_then(|_| file.read_to_end(&mut bytes)).is_err() {
+        return Vec::new();
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LINES)..].iter().map(|l| (*l).to_owned()).collect()
+}
+
+/// The retry record has done its work once its part is claimed: it does not travel on.
+fn discard_retry(mover: Mover, part: &PartEntry) -> Result<PartEntry, LineError> {
+    let name = format!("{}.retry.json", part.name.base());
+    let mut part = part.clone();
+    if let Some(at) = part.sidecars.iter().position(|s| *s == name) {
+        mover.remove(&mover.layout.station(part.station).join(&name))?;
+        part.sidecars.remove(at);
+    }
+    Ok(part)
 }
 
 /// At most 500 characters, as events promise.

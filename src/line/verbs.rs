@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::lock::MovesLock;
 use super::moves::{Move, Mover, planned};
+use super::recovery::{self, Recovered};
 use super::shelf::{self, PartEntry};
 use super::{ErrorRecord, EventLog, Layout, LineError, PartName, Station, identity, record, stamp, throughput};
 
@@ -56,6 +57,11 @@ fn free_number(layout: &Layout, name: &PartName) -> Result<PartName, LineError> 
 
 /// rework → intake with a fresh counter. The error sidecar goes along as evidence, numbered.
 pub fn retry(layout: &Layout, name: &str, dry_run: bool) -> Result<Vec<Move>, LineError> {
+    retry_on(Mover::real(layout), name, dry_run)
+}
+
+pub(crate) fn retry_on(mover: Mover, name: &str, dry_run: bool) -> Result<Vec<Move>, LineError> {
+    let layout = mover.layout;
     let _moves = MovesLock::acquire(layout)?;
     let part = one(layout, name, &[Station::Rework])?;
     let fresh = part.name.with_retries(0);
@@ -63,51 +69,36 @@ pub fn retry(layout: &Layout, name: &str, dry_run: bool) -> Result<Vec<Move>, Li
     if dry_run {
         return Ok(planned(layout, &part, Station::Intake, &fresh));
     }
-    let mover = Mover::real(layout);
-    let part = number_errors(&mover, part)?;
-    let moves = mover.move_part(&part, Station::Intake, &fresh)?;
-    throughput::append(
-        layout,
-        "promoted_from_rework",
-        json!({"alloy": fresh.file_name(), "from": part.name.file_name()}),
-    )?;
+    promote(mover, &part)
+}
+
+/// The move of [`retry`], under the moves lock.
+pub(crate) fn promote(mover: Mover, part: &PartEntry) -> Result<Vec<Move>, LineError> {
+    let (fresh, layout) = (part.name.with_retries(0), mover.layout);
+    let moves = mover.move_part(part, Station::Intake, &fresh)?;
+    let line = json!({"alloy": fresh.file_name(), "from": part.name.file_name()});
+    throughput::append(layout, "promoted_from_rework", line)?;
     log(layout).tell("line/promoted", Some(&fresh.file_name()), json!({"from": part.name.file_name()}));
     Ok(moves)
 }
 
-/// `x.error.json` becomes `x.error.<n>.json`, so that a part in intake carries no current error.
-fn number_errors(mover: &Mover, mut part: PartEntry) -> Result<PartEntry, LineError> {
-    let dir = mover.layout.station(part.station);
-    for sidecar in &mut part.sidecars {
-        let Some(front) = sidecar.strip_suffix(".error.json") else { continue };
-        let (from, base) = (dir.join(&*sidecar), front.strip_suffix(".alloy").unwrap_or(front));
-        let base = base.strip_suffix(&format!(".retry{}", part.retries)).unwrap_or(base);
-        let free = (1..u32::MAX).map(|n| format!("{base}.error.{n}.json")).find(|name| !dir.join(name).exists());
-        let Some(free) = free else { continue };
-        mover.rename(&from, &dir.join(&free))?;
-        *sidecar = free;
-    }
-    Ok(part)
-}
-
 /// intake → deferred: parked, never picked up.
 pub fn defer(layout: &Layout, name: &str, dry_run: bool) -> Result<Vec<Move>, LineError> {
-    shift(layout, name, Station::Intake, Station::Deferred, "line/deferred", dry_run)
+    shift(Mover::real(layout), name, Station::Deferred, dry_run)
 }
 
 /// deferred → intake.
 pub fn undefer(layout: &Layout, name: &str, dry_run: bool) -> Result<Vec<Move>, LineError> {
-    shift(layout, name, Station::Deferred, Station::Intake, "line/undeferred", dry_run)
+    shift(Mover::real(layout), name, Station::Intake, dry_run)
 }
 
-fn shift(
-    layout: &Layout,
-    name: &str,
-    from: Station,
-    to: Station,
-    event: &str,
-    dry_run: bool,
-) -> Result<Vec<Move>, LineError> {
+/// Between intake and deferred.
+pub(crate) fn shift(mover: Mover, name: &str, to: Station, dry_run: bool) -> Result<Vec<Move>, LineError> {
+    let (from, event) = match to {
+        Station::Deferred => (Station::Intake, "line/deferred"),
+        _ => (Station::Deferred, "line/undeferred"),
+    };
+    let layout = mover.layout;
     let _moves = MovesLock::acquire(layout)?;
     let part = one(layout, name, &[from])?;
     let alloy = part.name.as_alloy();
@@ -115,7 +106,7 @@ fn shift(
     if dry_run {
         return Ok(planned(layout, &part, to, &alloy));
     }
-    let moves = Mover::real(layout).move_part(&part, to, &alloy)?;
+    let moves = mover.move_part(&part, to, &alloy)?;
     log(layout).tell(event, Some(&alloy.file_name()), json!({}));
     Ok(moves)
 }
@@ -131,9 +122,13 @@ pub enum Cancelled {
 
 /// Takes a part off the line with a reason: a waiting one goes to rework at once, a running one is asked to stop.
 pub fn cancel(layout: &Layout, name: &str, reason: &str, dry_run: bool) -> Result<Cancelled, LineError> {
+    cancel_on(Mover::real(layout), name, reason, dry_run)
+}
+
+pub(crate) fn cancel_on(mover: Mover, name: &str, reason: &str, dry_run: bool) -> Result<Cancelled, LineError> {
+    let layout = mover.layout;
     let _moves = MovesLock::acquire(layout)?;
     let part = one(layout, name, &[Station::Assembly, Station::Intake, Station::Deferred])?;
-    let mover = Mover::real(layout);
     if part.station == Station::Assembly {
         let path = layout.cancel_request(part.name.base());
         let request = json!({
@@ -184,6 +179,11 @@ fn refuse_taken(layout: &Layout, name: &PartName, station: Station) -> Result<()
 
 fn log(layout: &Layout) -> EventLog {
     EventLog::new(layout, identity::host_name())
+}
+
+/// Brings the line to order now, as a supervisor does at start; with `dry_run` tells what it would do.
+pub fn recover(layout: &Layout, max_retries: u32, dry_run: bool) -> Result<Vec<Recovered>, LineError> {
+    recovery::run(Mover::real(layout), max_retries, dry_run)
 }
 
 #[cfg(test)]
