@@ -7,13 +7,14 @@
 Every folder holds `config.json`, the weights in bf16 (`model.safetensors`, or two shards with an index) in the layout
 published checkpoints have, and `reference.safetensors`: `input_ids` [2, 16] i64 and `logits` [2, 16, vocab] f32, which
 transformers computed in float32 (eager attention) from the bf16 weights. The weights are drawn here, from a generator
-seeded per tensor name, so no default of any library's initialisation or saving enters; transformers must load the folder without
-a missing or unexpected tensor, or the script stops.
+seeded per tensor name, so no default of any library's initialisation or saving enters; transformers must load the
+folder without a missing or unexpected tensor, or the script stops.
 
 What makes a wrong implementation visible: hidden size, head width, feed-forward width and its double all differ;
 every norm weight and bias is perturbed; the attention weights are large enough that the position encoding matters
 (the script checks that a scaled rope moves the logits); a router's choice is never a near tie (checked as well).
-Row lengths are multiples of 32 everywhere, so that block formats apply. Same versions of the packages, same bytes.
+Row lengths are multiples of 32 everywhere, so that block formats apply. `qwen3_moe-text` has a tokenizer too
+(scripts/make_tokenizer_fixtures.py), so that a test can send a text through the whole line. Same versions of the packages, same bytes.
 """
 import hashlib
 import json
@@ -89,12 +90,14 @@ FIXTURES = {
     "qwen3": (qwen3(**WIDE, num_hidden_layers=1, head_dim=24), 1),
     "qwen3-yarn": (qwen3(**SMALL, num_hidden_layers=1, head_dim=16, rope_scaling=YARN), 1),
     "qwen3_moe": (qwen3_moe(**WIDE, num_hidden_layers=1, head_dim=24, num_experts=4, moe_intermediate_size=96), 1),
-    "qwen3_moe-mixed-tied": (qwen3_moe(**SMALL, num_hidden_layers=4, head_dim=24, num_experts=6, moe_intermediate_size=64,
-                                       norm_topk_prob=False, decoder_sparse_step=2, mlp_only_layers=[1],
-                                       tie_word_embeddings=True), 1),
+    "qwen3_moe-mixed-tied": (qwen3_moe(**SMALL, num_hidden_layers=4, head_dim=24, num_experts=6,
+                                       moe_intermediate_size=64, norm_topk_prob=False, decoder_sparse_step=2,
+                                       mlp_only_layers=[1], tie_word_embeddings=True), 1),
     "qwen3_moe-sharded": (qwen3_moe(**SMALL, head_dim=16, num_experts=5, moe_intermediate_size=64), 2),
     "qwen3_moe-transformers5": (as_transformers_5(qwen3_moe(**SMALL, num_hidden_layers=1, head_dim=16, num_experts=6,
                                                             moe_intermediate_size=64, rope_theta=500000.0)), 1),
+    "qwen3_moe-text": (qwen3_moe(**SMALL, head_dim=16, num_experts=4, moe_intermediate_size=64, vocab_size=558,
+                                 tie_word_embeddings=True, bos_token_id=0, eos_token_id=0), 1),
 }
 
 
@@ -111,7 +114,8 @@ def shapes(c):
     out = {"model.embed_tokens.weight": [c["vocab_size"], hidden]}
 
     def feed_forward(prefix, inner, bias=False):
-        for part, rows, cols in (("gate_proj", inner, hidden), ("up_proj", inner, hidden), ("down_proj", hidden, inner)):
+        for part in ("gate_proj", "up_proj", "down_proj"):
+            rows, cols = (hidden, inner) if part == "down_proj" else (inner, hidden)
             out[f"{prefix}.{part}.weight"] = [rows, cols]
             if bias:
                 out[f"{prefix}.{part}.bias"] = [rows]
@@ -172,6 +176,16 @@ def write_weights(folder, tensors, shards):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+def write_tokenizer(folder, c):
+    tokenizer = (ROOT.parent / "tokenizers" / "gpt2.json").read_text()
+    vocabulary = json.loads(tokenizer)["model"]["vocab"]
+    assert len(vocabulary) == c["vocab_size"], "the tokenizer does not fit the model"
+    (folder / "tokenizer.json").write_text(tokenizer)
+    (folder / "tokenizer_config.json").write_text(json.dumps({
+        "add_bos_token": False, "bos_token": None, "eos_token": "<|endoftext|>", "model_max_length": 128,
+        "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
+
+
 def open_reference(folder, **changes):
     """The folder as transformers reads it, in float32; every tensor must have found its place."""
     c = transformers.AutoConfig.from_pretrained(folder)
@@ -212,6 +226,8 @@ def make(name):
     (folder / "config.json").write_text(json.dumps(c, indent=2) + "\n")
     tensors = {n: draw(n, name, shape) for n, shape in shapes(c).items()}
     write_weights(folder, tensors, shards)
+    if name.endswith("-text"):
+        write_tokenizer(folder, c)
     model = open_reference(folder)
     ids, gap = input_ids(model, c)
     with torch.no_grad():
