@@ -1,3 +1,4 @@
 //! x
+mod oracle;
 mod recipe;
 mod model_files;
