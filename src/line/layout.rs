@@ -89,7 +89,8 @@ impl Layout {
         Ok(layout)
     }
 
-    fn directories(&self) -> Vec<PathBuf> {
+    /// Every directory of a line.
+    pub fn directories(&self) -> Vec<PathBuf> {
         let mut dirs: Vec<PathBuf> = Station::ALL.iter().map(|s| self.station(*s)).collect();
         dirs.extend([self.quarantine(), self.control(), self.scratch(), self.work_root(), self.calibration()]);
         dirs

@@ -1,4 +1,4 @@
-//! x
-mod oracle;
-mod recipe;
+//! Behaviour through the public doors, one binary.
+mod house_rules;
 mod model_files;
+mod recipe;

@@ -1,0 +1,163 @@
+//! Parts in intake, in the order they will be picked up, each with the reason it still waits.
+
+use std::path::Path;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::Supervisor;
+use crate::foreman::exit::Problem;
+use crate::foreman::wording;
+use crate::line::{Layout, PartEntry, record, stamp};
+use crate::recipe::RecipeFile;
+
+/// What a recipe says about itself.
+#[derive(Clone, Debug, Serialize)]
+pub struct Card {
+    pub name: String,
+    pub base_model: String,
+    pub architecture: String,
+    pub stages: Vec<String>,
+    pub priority: i64,
+}
+
+impl Card {
+    /// Reads a recipe file; the error is one line that says why it is none.
+    pub fn read(path: &Path) -> Result<Card, String> {
+        let file = RecipeFile::read(path).map_err(|error| crate::fault::Fault::from(error).one_line())?;
+        let recipe = file.recipe();
+        Ok(Card {
+            name: recipe.name.clone(),
+            base_model: recipe.source.base_model.clone(),
+            architecture: recipe.source.architecture.clone(),
+            stages: recipe.stages.iter().map(|stage| stage.type_name().to_owned()).collect(),
+            priority: recipe.priority(),
+        })
+    }
+}
+
+/// Why a part is not being built.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "code", rename_all = "snake_case")]
+pub enum Reason {
+    /// It is the next to be picked up, at once.
+    Next,
+    /// Others are before it.
+    Behind {
+        part: String,
+    },
+    /// Another part is being built.
+    Building {
+        part: String,
+    },
+    /// It failed for no fault of its own and is tried again later.
+    BackOff {
+        until: String,
+        seconds: f64,
+        after: String,
+    },
+    /// It goes to rework when its turn comes.
+    NotARecipe {
+        problem: String,
+    },
+    NoSupervisor,
+}
+
+impl Reason {
+    pub fn sentence(&self) -> String {
+        match self {
+            Reason::Next => "next".into(),
+            Reason::Behind { part } => format!("behind {part}"),
+            Reason::Building { part } => format!("{part} is being built"),
+            Reason::BackOff { seconds, after, .. } => {
+                format!("back-off for {} more after: {}", wording::duration(*seconds), wording::brief(after, 80))
+            }
+            Reason::NotARecipe { problem } => format!("not a recipe, goes to rework: {problem}"),
+            Reason::NoSupervisor => "no daemon is running".into(),
+        }
+    }
+}
+
+/// A part in intake.
+#[derive(Clone, Debug, Serialize)]
+pub struct Waiting {
+    /// From 1, in the order of pick-up; null for a part that must wait out a back-off.
+    pub position: Option<usize>,
+    pub part: String,
+    pub reason: Reason,
+    pub base_model: Option<String>,
+    pub architecture: Option<String>,
+    pub priority: i64,
+    pub retries: u32,
+    pub arrived_at: String,
+}
+
+/// The parts of intake in pick-up order: priority (higher first), then arrival, then name.
+pub fn waiting_parts(
+    layout: &Layout,
+    parts: &[PartEntry],
+    boss: &Supervisor,
+    building: Option<&str>,
+) -> Result<Vec<Waiting>, Problem> {
+    let mut queue: Vec<Queued> = parts.iter().map(|part| Queued::read(layout, part)).collect();
+    queue.sort_by(|a, b| a.key().cmp(&b.key()));
+    let mut before: Option<String> = building.map(str::to_owned);
+    let mut out = Vec::with_capacity(queue.len());
+    let mut position = 0;
+    for queued in queue {
+        let held = queued.back_off();
+        let reason = match (&queued.card, &held) {
+            (Err(problem), _) => Reason::NotARecipe { problem: problem.clone() },
+            _ if !boss.running => Reason::NoSupervisor,
+            (_, Some(back_off)) => back_off.clone(),
+            _ => match before.take() {
+                None => Reason::Next,
+                Some(part) if Some(part.as_str()) == building => Reason::Building { part },
+                Some(part) => Reason::Behind { part },
+            },
+        };
+        let part = queued.part.name.file_name();
+        if held.is_none() {
+            position += 1;
+            before = Some(part.clone());
+        }
+        let card = queued.card.ok();
+        out.push(Waiting {
+            position: held.is_none().then_some(position),
+            part,
+            reason,
+            base_model: card.as_ref().map(|card| card.base_model.clone()),
+            architecture: card.as_ref().map(|card| card.architecture.clone()),
+            priority: card.map_or(0, |card| card.priority),
+            retries: queued.part.retries,
+            arrived_at: stamp::seconds(queued.arrived),
+        });
+    }
+    Ok(out)
+}
+
+struct Queued<'a> {
+    part: &'a PartEntry,
+    card: Result<Card, String>,
+    arrived: DateTime<Utc>,
+    retry: Option<record::RetryRecord>,
+}
+
+impl<'a> Queued<'a> {
+    fn read(layout: &Layout, part: &'a PartEntry) -> Self {
+        let retry = record::retry(layout, &part.name).ok().flatten();
+        let first = retry.as_ref().and_then(|retry| retry.arrived_at.as_deref()).and_then(stamp::parse);
+        Queued { part, card: Card::read(&part.path), arrived: first.unwrap_or(part.arrived), retry }
+    }
+
+    fn key(&self) -> (i64, DateTime<Utc>, &str) {
+        (-self.card.as_ref().map_or(0, |card| card.priority), self.arrived, self.part.name.base())
+    }
+
+    fn back_off(&self) -> Option<Reason> {
+        let retry = self.retry.as_ref()?;
+        let until = stamp::parse(retry.not_before.as_deref()?)?;
+        let seconds = -wording::seconds_since(until);
+        (seconds > 0.0).then(|| Reason::BackOff { until: stamp::seconds(until), seconds, after: retry.reason.clone() })
+    }
+}
