@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{ModelError, to_python_json};
+use super::ModelError;
 use crate::codec::Dtype;
+use crate::recipe::json::{self, Node, Style};
 
 /// The keys under which families count their routed experts.
 const EXPERT_COUNT_KEYS: [&str; 3] = ["num_experts", "num_local_experts", "n_routed_experts"];
@@ -238,7 +239,7 @@ impl Config {
 
     /// The file's text: key order kept, Python's style, a newline at the end as transformers writes it.
     pub fn to_json(&self) -> String {
-        to_python_json(&Value::Object(self.root.clone())) + "\n"
+        json::render(&Node::from_value(&Value::Object(self.root.clone())), Style::PYTHON) + "\n"
     }
 
     /// An error about one key of this file.

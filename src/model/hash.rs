@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::ModelError;
+use crate::recipe::hashes::{self, NoFiles};
 use crate::units::Sha;
 
 /// One file of a model: its name relative to the model's directory, its digest and its size.
@@ -47,4 +48,9 @@ pub fn hash_files(base: &Path, files: &[PathBuf]) -> Result<Vec<FileHash>, Model
             Ok(FileHash { filename: name.to_string_lossy().into_owned(), sha256, size })
         })
         .collect()
+}
+
+/// The hash of a model from the hashes of its weight files (the rule stands in [`crate::recipe::hashes`]).
+pub fn compose_model_hash(files: &[FileHash]) -> Result<Sha, NoFiles> {
+    hashes::compose_model_hash(files.iter().map(|file| (file.filename.as_str(), file.sha256)))
 }

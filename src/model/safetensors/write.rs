@@ -9,7 +9,8 @@ use super::{INDEX_FILE, SINGLE_FILE};
 use crate::codec::Dtype;
 use crate::model::declared::Sequence;
 use crate::model::output::{self, CompleteFile, OutputFile};
-use crate::model::{DeclaredTensor, FileHash, ModelError, TensorSource, to_python_json};
+use crate::model::{DeclaredTensor, FileHash, ModelError, TensorSource};
+use crate::recipe::json::{Node, Style, render};
 
 /// The shard size transformers uses: 5 GB.
 pub const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
@@ -133,7 +134,9 @@ impl SafetensorsWriter {
             std::mem::take(&mut self.done).into_iter().map(CompleteFile::publish).collect::<Result<_, _>>()?;
         let path = self.directory.join(INDEX_FILE);
         let index = match index {
-            Some(value) => Some(output::write_file(&path, (to_python_json(&value) + "\n").as_bytes())?),
+            Some(value) => {
+                Some(output::write_file(&path, (render(&Node::from_value(&value), Style::PYTHON) + "\n").as_bytes())?)
+            }
             None => None,
         };
         output::sync_directory(&path)?;

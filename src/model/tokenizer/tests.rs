@@ -1,0 +1,127 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::{DeclaredTensor, GgufWriter};
+
+/// The byte-to-character map of byte-level BPE, in byte order.
+fn byte_characters() -> Vec<char> {
+    let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
+    let mut next = 256;
+    let mut map = |b: u32| {
+        let code = if printable(b) {
+            b
+        } else {
+            {
+                next += 1;
+                next - 1
+            }
+        };
+        char::from_u32(code).unwrap()
+    };
+    (0..256).map(&mut map).collect()
+}
+
+/// A small byte-level BPE with a few merges and special tokens, split as `pre` does.
+fn write_tokenizer(dir: &Path, pre: &str, string_merges: bool) {
+    let merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "hello"), ("1", "2"), ("12", "3")];
+    let mut tokens: Vec<String> = vec!["<|end|>".to_owned(), "<s>".to_owned()];
+    tokens.extend(byte_characters().iter().map(char::to_string));
+    tokens.extend(merges.iter().map(|(a, b)| format!("{a}{b}")));
+    let vocab: Value =
+        tokens.iter().enumerate().map(|(i, t)| (t.clone(), json!(i))).collect::<serde_json::Map<_, _>>().into();
+    let split = splitting::named(pre).unwrap();
+    let merges: Vec<Value> =
+        merges.iter().map(|(a, b)| if string_merges { json!(format!("{a} {b}")) } else { json!([a, b]) }).collect();
+    let added = |id: usize, special: bool| {
+        json!({"id": id, "content": tokens.get(id).cloned().unwrap_or("<think>".to_owned()), "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": false, "special": special})
+    };
+    let text = json!({"version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [added(0, true), added(1, true), added(tokens.len(), false)],
+        "normalizer": split.normalizer(), "pre_tokenizer": split.pre_tokenizer(), "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "ignore_merges": split.ignore_merges, "vocab": vocab, "merges": merges}});
+    std::fs::write(dir.join("tokenizer.json"), text.to_string()).unwrap();
+    let config = json!({"bos_token": "<s>", "eos_token": {"content": "<|end|>"}, "add_bos_token": true,
+        "chat_template": "{{ x }}"});
+    std::fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+}
+
+const TEXT: &str = "hello hello, it's 12345 – naïve\n\n  tabs\tand 世界 🙂 <|end|>x HELLO'LL   end  ";
+
+#[test]
+fn a_tokenizer_survives_the_way_through_gguf() {
+    for (pre, string_merges) in
+        [("smollm", true), ("gpt-2", false), ("qwen2", false), ("llama-bpe", true), ("dbrx", true)]
+    {
+        let dir = tempfile::TempDir::new().unwrap();
+        write_tokenizer(dir.path(), pre, string_merges);
+        let original = Tokenizer::open(dir.path()).unwrap();
+        let export = export_gguf(dir.path(), 270).unwrap();
+        assert_eq!(export.pre, pre);
+        assert_eq!((export.tokens, export.special.bos, export.special.eos), (266, Some(1), Some(0)));
+
+        let path = dir.path().join("m.gguf");
+        let writer = GgufWriter::create(&path, &export.metadata, Vec::<DeclaredTensor>::new()).unwrap();
+        writer.finish().unwrap();
+        let file = GgufFile::open(&path).unwrap();
+        let kinds = file.value("tokenizer.ggml.token_type").unwrap().as_i32s().unwrap();
+        assert_eq!((kinds[0], kinds[2], kinds[265], kinds[266]), (3, 1, 4, 5));
+        assert_eq!(file.str("tokenizer.chat_template").unwrap(), "{{ x }}");
+        let again = Tokenizer::of_gguf(&file).unwrap();
+        assert_eq!(again.special(), original.special());
+        assert!(again.add_bos());
+        let ids = original.encode(TEXT).unwrap();
+        assert_eq!(again.encode(TEXT).unwrap(), ids, "{pre}");
+        assert_eq!(original.decode(&ids).unwrap(), TEXT);
+    }
+}
+
+#[test]
+fn splitting_decides_how_digits_fall() {
+    let count = |pre: &str| {
+        let dir = tempfile::TempDir::new().unwrap();
+        write_tokenizer(dir.path(), pre, false);
+        Tokenizer::open(dir.path()).unwrap().encode("12345").unwrap().len()
+    };
+    assert_eq!((count("smollm"), count("qwen2"), count("gpt-2"), count("llama-bpe")), (5, 5, 3, 3));
+}
+
+#[test]
+fn what_gguf_cannot_say_is_refused() {
+    let dir = tempfile::TempDir::new().unwrap();
+    write_tokenizer(dir.path(), "gpt-2", false);
+    let file = dir.path().join("tokenizer.json");
+    let good: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let refused = |change: &dyn Fn(&mut Value)| {
+        let mut changed = good.clone();
+        change(&mut changed);
+        std::fs::write(&file, changed.to_string()).unwrap();
+        export_gguf(dir.path(), 270).unwrap_err().to_string().replace(&format!("{}/", dir.path().display()), "")
+    };
+    insta::assert_snapshot!(refused(&|t| t["normalizer"] = json!({"type": "Lowercase"})), @r#"tokenizer.json: the normalizer "Lowercase" has no counterpart in GGUF known to this build"#);
+    insta::assert_snapshot!(refused(&|t| t["pre_tokenizer"] = json!({"type": "Whitespace"})), @r#"tokenizer.json: the pre_tokenizer {"type":"Whitespace"} with ignore_merges false has no counterpart in GGUF known to this build"#);
+    insta::assert_snapshot!(refused(&|t| t["model"]["byte_fallback"] = json!(true)), @r#"tokenizer.json: sentencepiece-style BPE ("BPE") has no counterpart in GGUF known to this build"#);
+    insta::assert_snapshot!(refused(&|t| t["added_tokens"][2]["id"] = json!(999)), @"tokenizer.json: knows 1000 tokens, but the model has only 270 embedding rows");
+}
+
+#[test]
+fn a_template_decides_about_the_first_token() {
+    let dir = tempfile::TempDir::new().unwrap();
+    write_tokenizer(dir.path(), "gpt-2", false);
+    assert!(Tokenizer::open(dir.path()).unwrap().add_bos());
+    let file = dir.path().join("tokenizer.json");
+    let mut changed: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let sequence = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let mut with_single = |single: Value| {
+        changed["post_processor"] = json!({"type": "TemplateProcessing", "single": single,
+            "pair": [sequence.clone(), {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}});
+        std::fs::write(&file, changed.to_string()).unwrap();
+        Tokenizer::open(dir.path()).unwrap().add_bos()
+    };
+    assert!(with_single(json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}, sequence])));
+    assert!(!with_single(json!([sequence])));
+}
