@@ -1,2 +1,30 @@
-//! (placeholder)
+//! The engine: runs a model over token sequences, block by block, whatever its size.
+//!
+//! Enters: an [`OpenModel`](crate::family::OpenModel), sequences of token ids, observers. Leaves: the negative
+//! log-likelihood of every scored position, what observers saw, and what the pass took. The pass is layer-major: one
+//! block is loaded, all sequences go through it, it is dropped; the next one is read meanwhile. The engine knows blocks,
+//! not families.
+
+mod attention;
+pub mod backend;
+mod batch;
+mod block;
+mod device;
+mod error;
+mod head;
+mod hidden;
+mod host;
 pub mod matmul;
+mod memory;
+mod moe;
+mod observer;
+mod pass;
+mod pool;
+mod prefetch;
+mod vector;
+
+pub use batch::Batch;
+pub use error::EngineError;
+pub use memory::{MemoryPlan, peak_resident, resident};
+pub use observer::{LogitChunk, Observer, Routing};
+pub use pass::{PassOptions, PassProgress, PassReport, Scoring, run_pass};

@@ -1,1 +1,82 @@
-//! (placeholder)
+//! Model families: which tensors a model has, what each does, and how it is named in each file format.
+//!
+//! Enters: a path to a Hugging Face directory or a GGUF file. Leaves: an [`OpenModel`]: the checked [`ModelSpec`], the
+//! config, and a tensor source with Hugging Face names whatever the file on disk calls them. A new family is one file
+//! and one line in [`FAMILIES`]; nothing outside this room knows a family by name.
+
+mod decoder;
+mod error;
+mod fused;
+
+mod gguf_names;
+mod keys;
+mod open;
+mod rope;
+mod spec;
+mod view;
+
+pub use error::FamilyError;
+
+pub use gguf_names::{GgufContent, GgufTensor, gguf_name, gguf_tensors};
+pub use open::{Format, OpenModel, open};
+pub use rope::{RopeScaling, RopeSpec};
+pub use spec::{
+    AttentionSpec, BlockSpec, ExpectedTensor, ExpertSpec, FfnSpec, LinearSpec, MlpSpec, ModelSpec, MoeSpec, NormSpec,
+    Part, Role,
+};
+
+use crate::model::Config;
+
+/// A kind of model: how its config is read and how it is written to GGUF.
+pub trait Family: Sync {
+    /// Name in the registry.
+    fn name(&self) -> &'static str;
+    /// Values of `model_type` in config.json that mean this family.
+    fn model_types(&self) -> &'static [&'static str];
+    /// The model's specification from its config alone.
+    ///
+    /// # Errors
+    /// A key that is missing or wrong, or a feature this build does not compute.
+    fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError>;
+    /// How the family is written to GGUF.
+    fn gguf(&self) -> GgufRules;
+}
+
+/// What GGUF readers expect of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GgufRules {
+    /// `general.architecture`, also the prefix of the model's keys.
+    pub arch: &'static str,
+    /// The rows of q and k are interleaved pairwise (adjacent rotary pairs) instead of half-split.
+    pub permutes_qk: bool,
+}
+
+crate::registry! {
+    /// Every family this build can run.
+    pub FAMILIES: dyn Family {
+        llama => Llama,
+        qwen2 => Qwen2,
+        qwen3 => Qwen3,
+        qwen3_moe => Qwen3Moe,
+    }
+}
+
+/// The family a config belongs to.
+///
+/// # Errors
+/// The config has no `model_type`, or one no family claims (the error lists those known).
+pub fn of_config(config: &Config) -> Result<&'static dyn Family, FamilyError> {
+    let found = keys::Keys(config).text("model_type")?;
+    let found = found.ok_or_else(|| FamilyError::MissingKey { key: "model_type".to_owned() })?;
+    let family = FAMILIES.iter().copied().find(|f| f.model_types().contains(&found));
+    family.ok_or_else(|| FamilyError::UnknownModelType { found: found.to_owned(), known: known_model_types() })
+}
+
+/// The family by its registry name.
+pub fn by_name(name: &str) -> Option<&'static dyn Family> {
+    FAMILIES.iter().copied().find(|f| f.name() == name)
+}
+
+fn known_model_types() -> String {
+    FAMILIES.iter().flat_map(|f| f.model_types()).copied().collect::<Vec<_>>().join(", ")
+}

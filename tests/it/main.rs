@@ -1,4 +1,5 @@
 //! Behaviour through the public doors, one binary.
 mod house_rules;
 mod model_files;
+mod oracle;
 mod recipe;

@@ -37,7 +37,7 @@ use std::sync::OnceLock;
 
 use amx::Amx;
 use packed::{InputData, WeightData};
-pub use packed::{PackedInput, PackedWeight};
+pub use packed::{PackedInput, PackedWeight, release_buffers};
 
 /// How products are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +101,8 @@ pub fn matmul_packed(x: &PackedInput<'_>, w: &PackedWeight, y: &mut [f32], bias:
     }
     match (x.data(), w.data()) {
         (InputData::Tiles(amx, input), WeightData::Tiles { rows, exact }) => {
-            amx_panels::Product { amx: *amx, m, n, k, input, weight: rows, exact: *exact, bias }.run(y);
+            amx_panels::Product { amx: *amx, m, n, k, input: input.rows(), weight: rows.rows(), exact: *exact, bias }
+                .run(y);
         }
         (InputData::Rows(input), WeightData::Rows(weight)) => portable::matmul(input, m, weight, n, k, y, bias),
         _ => panic!("input and weight were packed for different kernels"),

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 
 use super::amx::Amx;
-use super::tiles::{PANEL, SourceRows, TileRow, input_panel_len, weight_panel_len};
+use super::tiles::{PANEL, SourceRows, TileBuffer, TileRow, input_panel_len, weight_panel_len};
 use super::{Kernel, kernel};
 
 /// A weight matrix W [n, k] of a linear layer (n outputs), packed for one kernel.
@@ -20,7 +20,7 @@ pub struct PackedWeight {
 
 pub(super) enum WeightData {
     Tiles {
-        rows: Vec<TileRow>,
+        rows: TileBuffer,
         /// Every weight is representable in bf16: no low halves are kept.
         exact: bool,
     },
@@ -91,7 +91,7 @@ impl PackedWeight {
     /// Bytes held in memory.
     pub fn bytes(&self) -> u64 {
         match &self.data {
-            WeightData::Tiles { rows, .. } => size_of_val(&rows[..]) as u64,
+            WeightData::Tiles { rows, .. } => size_of_val(rows.rows()) as u64,
             WeightData::Rows(values) => size_of_val(&values[..]) as u64,
         }
     }
@@ -119,9 +119,9 @@ fn weight_tiles<'w>(
     source: impl Fn((usize, usize)) -> SourceRows<'w> + Sync,
 ) -> WeightData {
     let len = weight_panel_len(k, exact);
-    let mut rows = vec![TileRow::ZERO; n.div_ceil(PANEL) * len];
+    let mut rows = TileBuffer::zeroed(n.div_ceil(PANEL) * len);
     if len > 0 {
-        rows.par_chunks_exact_mut(len).enumerate().for_each(|(i, panel)| {
+        rows.rows_mut().par_chunks_exact_mut(len).enumerate().for_each(|(i, panel)| {
             let (from, to) = (i * PANEL, n.min((i + 1) * PANEL));
             amx.pack_weight(source((from * k, to * k)), k, exact, panel);
         });
@@ -137,7 +137,8 @@ pub struct PackedInput<'x> {
 }
 
 pub(super) enum InputData<'x> {
-    Tiles(Amx, Vec<TileRow>),
+    /// The buffer may be longer than the input.
+    Tiles(Amx, TileBuffer),
     Rows(Cow<'x, [f32]>),
 }
 
@@ -178,6 +179,14 @@ impl<'x> PackedInput<'x> {
         Self { m: rows.len(), k, data }
     }
 
+    /// Bytes a packed input [m, k] takes beside x itself in this process.
+    pub fn predicted_bytes(m: usize, k: usize) -> u64 {
+        match kernel() {
+            Kernel::Amx(_) => (m.div_ceil(PANEL) * input_panel_len(k) * size_of::<TileRow>()) as u64,
+            Kernel::Portable => 0,
+        }
+    }
+
     /// Rows.
     pub fn m(&self) -> usize {
         self.m
@@ -194,16 +203,25 @@ impl<'x> PackedInput<'x> {
 }
 
 /// Packed inputs that are in nobody's hands: fresh pages for every product would cost about as much as the product.
-static POOL: Mutex<Vec<Vec<TileRow>>> = Mutex::new(Vec::new());
+static POOL: Mutex<Vec<TileBuffer>> = Mutex::new(Vec::new());
 /// Buffers kept.
 const POOL_SIZE: usize = 4;
 
+/// A buffer of at least `len` tile rows; what it holds is left over from earlier inputs.
+fn recycled(len: usize) -> TileBuffer {
+    let mut pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
+    let fitting = (0..pool.len()).filter(|&i| pool[i].len() >= len).min_by_key(|&i| pool[i].len());
+    let found = fitting.map(|i| pool.swap_remove(i));
+    drop(pool);
+    found.unwrap_or_else(|| TileBuffer::zeroed(len))
+}
+
 fn input_tiles<'a>(amx: Amx, m: usize, k: usize, row: impl Fn(usize) -> &'a [f32] + Sync) -> InputData<'static> {
-    let len = input_panel_len(k);
-    let mut tiles = POOL.lock().unwrap_or_else(|e| e.into_inner()).pop().unwrap_or_default();
-    tiles.resize(m.div_ceil(PANEL) * len, TileRow::ZERO);
+    let panel_len = input_panel_len(k);
+    let len = m.div_ceil(PANEL) * panel_len;
+    let mut tiles = recycled(len);
     if len > 0 {
-        tiles.par_chunks_exact_mut(len).enumerate().for_each(|(i, panel)| {
+        tiles.rows_mut()[..len].par_chunks_exact_mut(panel_len).enumerate().for_each(|(i, panel)| {
             amx.pack_input(|r| row(i * PANEL + r), PANEL.min(m - i * PANEL), panel);
         });
     }
@@ -214,9 +232,18 @@ impl Drop for PackedInput<'_> {
     fn drop(&mut self) {
         if let InputData::Tiles(_, tiles) = &mut self.data {
             let mut pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
-            if pool.len() < POOL_SIZE {
-                pool.push(std::mem::take(tiles));
+            pool.push(std::mem::take(tiles));
+            if pool.len() > POOL_SIZE {
+                // The smallest is the cheapest to make again.
+                if let Some(least) = (0..pool.len()).min_by_key(|&i| pool[i].len()) {
+                    pool.swap_remove(least);
+                }
             }
         }
     }
+}
+
+/// Frees the input buffers kept for reuse (after a pass, or between phases whose sizes differ).
+pub fn release_buffers() {
+    POOL.lock().unwrap_or_else(|e| e.into_inner()).clear();
 }

@@ -20,8 +20,38 @@ pub const STEP: usize = 32;
 #[derive(Clone, Copy)]
 pub struct TileRow(pub [u16; 32]);
 
-impl TileRow {
-    pub const ZERO: Self = Self([0; 32]);
+/// Tile rows on the heap, zero at first.
+///
+/// Large buffers begin as zero pages that no thread has touched: allocating `TileRow`s as such would write them all on
+/// one thread (the system's zeroed allocation knows no 64-byte alignment) before packing writes them again.
+#[derive(Default)]
+pub struct TileBuffer {
+    /// One row more than asked for, so that an aligned stretch fits.
+    storage: Vec<u16>,
+}
+
+impl TileBuffer {
+    pub fn zeroed(len: usize) -> Self {
+        Self { storage: vec![0; (len + 1) * 32] }
+    }
+
+    /// Rows it holds.
+    pub fn len(&self) -> usize {
+        (self.storage.len() / 32).saturating_sub(1)
+    }
+
+    pub fn rows(&self) -> &[TileRow] {
+        // SAFETY: a tile row is 32 of these integers, only aligned.
+        let (_, rows, _) = unsafe { self.storage.align_to::<TileRow>() };
+        &rows[..self.len()]
+    }
+
+    pub fn rows_mut(&mut self) -> &mut [TileRow] {
+        let len = self.len();
+        // SAFETY: as above.
+        let (_, rows, _) = unsafe { self.storage.align_to_mut::<TileRow>() };
+        &mut rows[..len]
+    }
 }
 
 /// Tile rows of one input panel.

@@ -1,0 +1,160 @@
+//! One decoder block: its weights in compute form, and its forward pass over a micro-batch.
+
+use super::EngineError;
+use super::backend::{Backend, HeadShape};
+use super::batch::Batch;
+use super::moe;
+use super::observer::Observer;
+use crate::family::{BlockSpec, FfnSpec, LinearSpec, MlpSpec, NormSpec};
+use crate::model::TensorSource;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// A linear layer ready to multiply.
+pub struct Linear<B: Backend> {
+    pub weight: B::Weight,
+    pub bias: Option<B::Vector>,
+}
+
+/// A gated MLP ready to run.
+pub struct Mlp<B: Backend> {
+    pub gate: Linear<B>,
+    pub up: Linear<B>,
+    pub down: Linear<B>,
+}
+
+enum Ffn<B: Backend> {
+    Dense(Mlp<B>),
+    Moe { router: Linear<B>, experts: Vec<Mlp<B>> },
+}
+
+/// A block's weights, loaded.
+pub struct Block<B: Backend> {
+    attn_norm: B::Vector,
+    q: Linear<B>,
+    k: Linear<B>,
+    v: Linear<B>,
+    o: Linear<B>,
+    q_norm: Option<B::Vector>,
+    k_norm: Option<B::Vector>,
+    ffn_norm: B::Vector,
+    ffn: Ffn<B>,
+}
+
+/// What a forward pass of a block needs beside its weights.
+pub struct Setting<'a, B: Backend> {
+    pub backend: &'a B,
+    pub spec: &'a BlockSpec,
+    pub eps: f64,
+    pub rope: &'a B::Rope,
+    pub batch: &'a Batch,
+}
+
+impl<B: Backend> Linear<B> {
+    fn load(backend: &B, source: &dyn TensorSource, spec: &LinearSpec) -> Result<Self> {
+        let weight = backend.load_weight(source, spec)?;
+        source.release(&spec.weight);
+        let bias = spec.bias.as_ref().map(|name| backend.load_vector(source, name)).transpose()?;
+        Ok(Linear { weight, bias })
+    }
+
+    pub fn layer(&self) -> (&B::Weight, Option<&B::Vector>) {
+        (&self.weight, self.bias.as_ref())
+    }
+
+    /// The product with the whole of x.
+    pub fn apply(&self, backend: &B, x: &B::Rows) -> Result<B::Rows> {
+        let [y] = backend.linears(x, None, [self.layer()])?;
+        Ok(y)
+    }
+}
+
+impl<B: Backend> Mlp<B> {
+    fn load(backend: &B, source: &dyn TensorSource, spec: &MlpSpec) -> Result<Self> {
+        Ok(Mlp {
+            gate: Linear::load(backend, source, &spec.gate)?,
+            up: Linear::load(backend, source, &spec.up)?,
+            down: Linear::load(backend, source, &spec.down)?,
+        })
+    }
+
+    /// down(silu(gate(x)) · up(x)) of all rows of x, or of those named.
+    pub fn apply(&self, backend: &B, x: &B::Rows, rows: Option<&[u32]>) -> Result<B::Rows> {
+        let [gate, up] = backend.linears(x, rows, [self.gate.layer(), self.up.layer()])?;
+        self.down.apply(backend, &backend.silu_mul(gate, up)?)
+    }
+}
+
+impl<B: Backend> Block<B> {
+    /// Reads and converts every tensor of the block, and lets go of the file's pages.
+    ///
+    /// # Errors
+    /// A tensor that is missing or cannot be decoded; the error names it and the block.
+    pub fn load(backend: &B, source: &dyn TensorSource, spec: &BlockSpec) -> Result<Self> {
+        for tensor in spec.tensors() {
+            source.prefetch(&tensor.name);
+        }
+        let loaded = Self::load_tensors(backend, source, spec);
+        loaded.map_err(|error| match error {
+            EngineError::Model(source) => EngineError::Load { layer: spec.index, source },
+            other => other,
+        })
+    }
+
+    fn load_tensors(backend: &B, source: &dyn TensorSource, spec: &BlockSpec) -> Result<Self> {
+        let attention = &spec.attention;
+        let vector = |norm: &NormSpec| backend.load_vector(source, &norm.weight);
+        let linear = |layer: &LinearSpec| Linear::load(backend, source, layer);
+        let ffn = match &spec.ffn {
+            FfnSpec::Dense(mlp) => Ffn::Dense(Mlp::load(backend, source, mlp)?),
+            FfnSpec::Moe(moe) => Ffn::Moe {
+                router: linear(&moe.router)?,
+                experts: moe.experts.iter().map(|e| Mlp::load(backend, source, e)).collect::<Result<_>>()?,
+            },
+        };
+        Ok(Block {
+            attn_norm: vector(&spec.attn_norm)?,
+            q: linear(&attention.q)?,
+            k: linear(&attention.k)?,
+            v: linear(&attention.v)?,
+            o: linear(&attention.o)?,
+            q_norm: attention.q_norm.as_ref().map(vector).transpose()?,
+            k_norm: attention.k_norm.as_ref().map(vector).transpose()?,
+            ffn_norm: vector(&spec.ffn_norm)?,
+            ffn,
+        })
+    }
+
+    /// Runs one micro-batch through the block: hidden states in, hidden states out.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn forward(
+        &self,
+        cx: &Setting<'_, B>,
+        hidden: B::Rows,
+        observers: &mut [&mut dyn Observer],
+    ) -> Result<B::Rows> {
+        let mixed = self.attend(cx, &hidden)?;
+        let hidden = cx.backend.add(hidden, mixed)?;
+        let normed = cx.backend.norm(&hidden, &self.ffn_norm, cx.eps)?;
+        let out = match (&self.ffn, cx.spec.moe()) {
+            (Ffn::Moe { router, experts }, Some(moe)) => moe::mixture(cx, moe, router, experts, &normed, observers)?,
+            (Ffn::Dense(mlp), _) => mlp.apply(cx.backend, &normed, None)?,
+            (Ffn::Moe { .. }, None) => unreachable!("the block was loaded from the same specification"),
+        };
+        cx.backend.add(hidden, out)
+    }
+
+    fn attend(&self, cx: &Setting<'_, B>, hidden: &B::Rows) -> Result<B::Rows> {
+        let (backend, a) = (cx.backend, &cx.spec.attention);
+        let shape = HeadShape { heads: a.heads, kv_heads: a.kv_heads, head_dim: a.head_dim };
+        let normed = backend.norm(hidden, &self.attn_norm, cx.eps)?;
+        let [q, k, v] = backend.linears(&normed, None, [self.q.layer(), self.k.layer(), self.v.layer()])?;
+        drop(normed);
+        let q = backend.rotate(q, a.heads, self.q_norm.as_ref(), cx.eps, cx.rope, cx.batch)?;
+        let k = backend.rotate(k, a.kv_heads, self.k_norm.as_ref(), cx.eps, cx.rope, cx.batch)?;
+        let mixed = backend.attention(&q, &k, &v, shape, cx.batch)?;
+        self.o.apply(backend, &mixed)
+    }
+}

@@ -1,0 +1,182 @@
+//! From the last block's output to log-likelihoods: final norm, then the vocabulary in chunks, joined by an online
+//! log-sum-exp. Only the rows of scored positions are kept, and no full row of logits ever exists.
+
+use std::ops::Range;
+
+use super::backend::{Backend, ChunkScore};
+use super::batch::Batch;
+use super::hidden::HiddenStore;
+use super::observer::{LogitChunk, Observer};
+use super::prefetch::one_ahead;
+use super::{EngineError, Scoring};
+use crate::family::ModelSpec;
+use crate::model::TensorSource;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// The scored positions of one micro-batch: rows, and the token each should predict.
+#[derive(Debug, Default, PartialEq)]
+pub struct Scored {
+    pub rows: Vec<u32>,
+    pub targets: Vec<u32>,
+}
+
+/// Which rows of a batch are scored.
+pub fn scored(batch: &Batch, sequences: &[Vec<u32>], scoring: Scoring) -> Scored {
+    let mut out = Scored::default();
+    for (span, tokens) in batch.spans.iter().zip(&sequences[batch.sequences.clone()]) {
+        for position in scoring.positions(tokens.len()) {
+            out.rows.push((span.start + position) as u32);
+            out.targets.push(tokens[position + 1]);
+        }
+    }
+    out
+}
+
+/// A log-sum-exp over the chunks seen so far, and the target's logit.
+#[derive(Clone, Copy)]
+struct Running {
+    max: f64,
+    sum: f64,
+    target: f64,
+}
+
+impl Running {
+    const START: Running = Running { max: f64::NEG_INFINITY, sum: 0.0, target: f64::NAN };
+
+    fn join(&mut self, score: &ChunkScore) {
+        let max = self.max.max(f64::from(score.max));
+        self.sum = self.sum * (self.max - max).exp() + f64::from(score.exp_sum) * (f64::from(score.max) - max).exp();
+        self.max = max;
+        if let Some(target) = score.target {
+            self.target = f64::from(target);
+        }
+    }
+
+    /// Negative log-likelihood of the target in nats.
+    fn nll(&self) -> f64 {
+        self.max + self.sum.ln() - self.target
+    }
+}
+
+/// What the head needs of the pass.
+pub struct Head<'a, B: Backend> {
+    pub backend: &'a B,
+    pub spec: &'a ModelSpec,
+    pub source: &'a dyn TensorSource,
+    pub vocab_chunk: usize,
+}
+
+impl<B: Backend> Head<'_, B> {
+    /// Keeps the scored rows of every batch, normed.
+    fn keep_scored(&self, hidden: &mut HiddenStore<B>, scored: &[Scored]) -> Result<()> {
+        let gain = self.backend.load_vector(self.source, &self.spec.final_norm.weight)?;
+        for (index, scored) in scored.iter().enumerate() {
+            let rows = hidden.take(self.backend, index)?;
+            let rows = self.backend.take_rows(&rows, &scored.rows)?;
+            hidden.put(self.backend, index, self.backend.norm(&rows, &gain, self.spec.norm_eps)?)?;
+        }
+        Ok(())
+    }
+
+    /// The negative log-likelihood in nats of every scored position, in order. `progress` is told the share done.
+    ///
+    /// # Errors
+    /// The head cannot be read; a logit is not finite.
+    pub fn score(
+        &self,
+        hidden: &mut HiddenStore<B>,
+        scored: &[Scored],
+        observers: &mut [&mut dyn Observer],
+        mut progress: impl FnMut(f64),
+    ) -> Result<Vec<f64>> {
+        self.keep_scored(hidden, scored)?;
+        let mut running: Vec<Running> = vec![Running::START; scored.iter().map(|s| s.rows.len()).sum()];
+        let chunks: Vec<Range<usize>> = (0..self.spec.vocab)
+            .step_by(self.vocab_chunk)
+            .map(|start| start..(start + self.vocab_chunk).min(self.spec.vocab))
+            .collect();
+        let load = |chunk: usize| {
+            let rows = chunks[chunk].clone();
+            let weight = self.backend.load_weight_rows(self.source, &self.spec.head, rows, self.spec.hidden);
+            self.source.release(&self.spec.head);
+            weight
+        };
+        one_ahead(chunks.len(), load, |chunk, weight| {
+            let mut first = 0;
+            for (index, scored) in scored.iter().enumerate().filter(|(_, s)| !s.rows.is_empty()) {
+                let part = &mut running[first..first + scored.rows.len()];
+                self.chunk(&weight, &chunks[chunk], first, index, scored, hidden, part, observers)?;
+                first += scored.rows.len();
+            }
+            progress((chunk + 1) as f64 / chunks.len() as f64);
+            Ok(())
+        })?;
+        let nll: Vec<f64> = running.iter().map(Running::nll).collect();
+        if nll.iter().all(|v| v.is_finite()) { Ok(nll) } else { Err(self.not_finite()) }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the body of a loop, split off for reading")]
+    fn chunk(
+        &self,
+        weight: &B::Weight,
+        vocab: &Range<usize>,
+        first_position: usize,
+        batch: usize,
+        scored: &Scored,
+        hidden: &mut HiddenStore<B>,
+        running: &mut [Running],
+        observers: &mut [&mut dyn Observer],
+    ) -> Result<()> {
+        let rows = hidden.take(self.backend, batch)?;
+        let [logits] = self.backend.linears(&rows, None, [(weight, None)])?;
+        hidden.put(self.backend, batch, rows)?;
+        let inside = |&t: &u32| (t as usize).checked_sub(vocab.start).filter(|&t| t < vocab.len()).map(|t| t as u32);
+        let targets: Vec<Option<u32>> = scored.targets.iter().map(inside).collect();
+        for (state, score) in running.iter_mut().zip(self.backend.chunk_scores(&logits, &targets)?) {
+            state.join(&score);
+        }
+        if observers.iter().any(|o| o.wants_logits()) {
+            let values = self.backend.download(&logits)?;
+            let chunk = LogitChunk { first_position, rows: targets.len(), vocab: vocab.clone(), values: &values };
+            for observer in observers.iter_mut().filter(|o| o.wants_logits()) {
+                observer.logits(&chunk);
+            }
+        }
+        Ok(())
+    }
+
+    fn not_finite(&self) -> EngineError {
+        let tensors = [&self.spec.final_norm.weight, &self.spec.head];
+        super::pass::not_finite("the output head".to_owned(), self.source, tensors.into_iter().map(String::as_str))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_join_to_the_log_sum_exp_of_the_whole_row() {
+        let row = [3.0f32, -1.0, 700.0, 699.0, 2.0];
+        let mut state = Running::START;
+        for (start, part) in [(0, &row[..2]), (2, &row[2..])] {
+            let max = part.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let exp_sum = part.iter().map(|v| (v - max).exp()).sum();
+            state.join(&ChunkScore { max, exp_sum, target: (start == 2).then_some(699.0) });
+        }
+        let exact = (1.0 + (-1f64).exp()).ln() + 1.0;
+        assert!((state.nll() - exact).abs() < 1e-6, "{}", state.nll());
+    }
+
+    #[test]
+    fn scored_positions_follow_each_sequence() {
+        let sequences = vec![vec![1, 2, 3, 4], vec![5], vec![6, 7]];
+        let batch = Batch { sequences: 0..3, spans: vec![0..4, 4..5, 5..7] };
+        let all = scored(&batch, &sequences, Scoring::All);
+        assert_eq!(all, Scored { rows: vec![0, 1, 2, 5], targets: vec![2, 3, 4, 7] });
+        let half = scored(&batch, &sequences, Scoring::SecondHalf);
+        assert_eq!(half, Scored { rows: vec![2], targets: vec![4] });
+        assert_eq!(scored(&batch, &sequences, Scoring::None), Scored::default());
+    }
+}

@@ -1,0 +1,197 @@
+//! The CPU backend: plain f32 slices, packed weights, rayon.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::attention;
+use super::backend::{Backend, ChunkScore, HeadShape, RopeTable};
+use super::batch::Batch;
+use super::matmul::{PackedInput, PackedWeight, matmul_packed};
+use super::pool::Buffer;
+use super::{EngineError, vector};
+use crate::family::LinearSpec;
+use crate::model::{Dtype, TensorSource};
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// Rows one rayon task takes of cheap row-wise work.
+const ROWS_PER_TASK: usize = 32;
+
+/// Computes on this machine's processors.
+pub struct Host;
+
+/// Activations in memory.
+pub struct HostRows {
+    pub(super) data: Buffer,
+    pub(super) columns: usize,
+}
+
+impl HostRows {
+    pub(super) fn dirty(rows: usize, columns: usize) -> Self {
+        HostRows { data: Buffer::dirty(rows * columns), columns }
+    }
+
+    fn rows(&self) -> usize {
+        self.data.len().checked_div(self.columns).unwrap_or(0)
+    }
+}
+
+impl Backend for Host {
+    type Rows = HostRows;
+    type Weight = PackedWeight;
+    type Vector = Vec<f32>;
+    type Rope = RopeTable;
+
+    fn weight_bytes(&self, rows: usize, cols: usize, exact: bool) -> u64 {
+        PackedWeight::predicted_bytes(rows, cols, exact)
+    }
+
+    fn load_weight(&self, source: &dyn TensorSource, linear: &LinearSpec) -> Result<PackedWeight> {
+        self.load_weight_rows(source, &linear.weight, 0..linear.rows, linear.cols)
+    }
+
+    fn load_weight_rows(
+        &self,
+        source: &dyn TensorSource,
+        name: &str,
+        rows: Range<usize>,
+        cols: usize,
+    ) -> Result<PackedWeight> {
+        let n = rows.len();
+        if source.meta(name).is_some_and(|meta| meta.dtype == Dtype::BF16) {
+            let bytes = source.bytes(name)?;
+            if let Some(part) = bytes.get(rows.start * cols * 2..rows.end * cols * 2) {
+                return Ok(PackedWeight::from_bf16_le(part, n, cols));
+            }
+        }
+        let mut values = Vec::new();
+        source.read_rows_f32(name, rows, &mut values)?;
+        Ok(PackedWeight::from_f32(&values, n, cols))
+    }
+
+    fn load_vector(&self, source: &dyn TensorSource, name: &str) -> Result<Vec<f32>> {
+        let mut values = Vec::new();
+        source.read_f32(name, &mut values)?;
+        Ok(values)
+    }
+
+    fn rope(&self, table: RopeTable) -> Result<RopeTable> {
+        Ok(table)
+    }
+
+    fn upload(&self, values: &[f32], columns: usize) -> Result<HostRows> {
+        Ok(HostRows { data: Buffer::copy_of(values), columns })
+    }
+
+    fn download(&self, x: &HostRows) -> Result<Vec<f32>> {
+        Ok(x.data.to_vec())
+    }
+
+    fn linears<const N: usize>(
+        &self,
+        x: &HostRows,
+        rows: Option<&[u32]>,
+        layers: [(&PackedWeight, Option<&Vec<f32>>); N],
+    ) -> Result<[HostRows; N]> {
+        let input = match rows {
+            Some(rows) => PackedInput::gather(&x.data, x.columns, rows),
+            None => PackedInput::new(&x.data, x.rows(), x.columns),
+        };
+        Ok(layers.map(|(weight, bias)| {
+            let mut y = HostRows::dirty(input.m(), weight.n());
+            matmul_packed(&input, weight, &mut y.data, bias.map(Vec::as_slice));
+            y
+        }))
+    }
+
+    fn norm(&self, x: &HostRows, gain: &Vec<f32>, eps: f64) -> Result<HostRows> {
+        let mut out = HostRows::dirty(x.rows(), x.columns);
+        let step = ROWS_PER_TASK * x.columns;
+        out.data.par_chunks_mut(step).zip(x.data.par_chunks(step)).for_each(|(out, x_rows)| {
+            for (o, row) in out.chunks_exact_mut(x.columns).zip(x_rows.chunks_exact(x.columns)) {
+                vector::rms_norm(row, gain, eps as f32, o);
+            }
+        });
+        Ok(out)
+    }
+
+    fn rotate(
+        &self,
+        mut x: HostRows,
+        heads: usize,
+        gain: Option<&Vec<f32>>,
+        eps: f64,
+        rope: &RopeTable,
+        batch: &Batch,
+    ) -> Result<HostRows> {
+        let positions: Vec<usize> = batch.spans.iter().flat_map(|span| 0..span.len()).collect();
+        let (columns, half) = (x.columns, rope.half);
+        x.data.par_chunks_mut(ROWS_PER_TASK * columns).zip(positions.par_chunks(ROWS_PER_TASK)).for_each(
+            |(rows, positions)| {
+                for (row, &position) in rows.chunks_exact_mut(columns).zip(positions) {
+                    let angles = position * half..(position + 1) * half;
+                    for head in row.chunks_exact_mut(columns / heads) {
+                        if let Some(gain) = gain {
+                            vector::rms_norm_in_place(head, gain, eps as f32);
+                        }
+                        vector::rotate(head, &rope.cos[angles.clone()], &rope.sin[angles.clone()]);
+                    }
+                }
+            },
+        );
+        Ok(x)
+    }
+
+    fn attention(&self, q: &HostRows, k: &HostRows, v: &HostRows, shape: HeadShape, batch: &Batch) -> Result<HostRows> {
+        let mut out = HostRows::dirty(q.rows(), shape.heads * shape.head_dim);
+        attention::causal(&q.data, &k.data, &v.data, shape, batch, &mut out.data);
+        Ok(out)
+    }
+
+    fn silu_mul(&self, mut gate: HostRows, up: HostRows) -> Result<HostRows> {
+        let step = ROWS_PER_TASK * gate.columns;
+        gate.data.par_chunks_mut(step).zip(up.data.par_chunks(step)).for_each(|(g, u)| vector::silu_mul(g, u));
+        Ok(gate)
+    }
+
+    fn add(&self, mut x: HostRows, y: HostRows) -> Result<HostRows> {
+        let step = ROWS_PER_TASK * x.columns;
+        x.data.par_chunks_mut(step).zip(y.data.par_chunks(step)).for_each(|(x, y)| vector::add(x, y));
+        Ok(x)
+    }
+
+    fn zeros(&self, rows: usize, columns: usize) -> Result<HostRows> {
+        Ok(HostRows { data: Buffer::zeroed(rows * columns), columns })
+    }
+
+    fn add_rows(&self, mut out: HostRows, rows: &[u32], weights: &[f32], x: &HostRows) -> Result<HostRows> {
+        let columns = out.columns;
+        for ((&row, &weight), values) in rows.iter().zip(weights).zip(x.data.chunks_exact(columns)) {
+            vector::add_scaled(&mut out.data[row as usize * columns..][..columns], weight, values);
+        }
+        Ok(out)
+    }
+
+    fn take_rows(&self, x: &HostRows, rows: &[u32]) -> Result<HostRows> {
+        let columns = x.columns;
+        let mut out = HostRows::dirty(rows.len(), columns);
+        for (o, &row) in out.data.chunks_exact_mut(columns).zip(rows) {
+            o.copy_from_slice(&x.data[row as usize * columns..][..columns]);
+        }
+        Ok(out)
+    }
+
+    fn is_finite(&self, x: &HostRows) -> Result<bool> {
+        Ok(x.data.par_chunks(1 << 16).all(vector::is_finite))
+    }
+
+    fn chunk_scores(&self, logits: &HostRows, targets: &[Option<u32>]) -> Result<Vec<ChunkScore>> {
+        let score = |(row, target): (&[f32], &Option<u32>)| {
+            let (max, exp_sum) = vector::max_and_exp_sum(row);
+            ChunkScore { max, exp_sum, target: target.map(|t| row[t as usize]) }
+        };
+        let rows = logits.data.par_chunks_exact(logits.columns);
+        Ok(rows.zip(targets.par_iter()).with_min_len(8).map(score).collect())
+    }
+}

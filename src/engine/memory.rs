@@ -1,0 +1,136 @@
+//! How much memory a pass will take, and how much the process has taken.
+
+use super::backend::Backend;
+use crate::family::{BlockSpec, ModelSpec, Role};
+use crate::model::{Dtype, TensorSource};
+use crate::units::Bytes;
+
+/// Tokens of a micro-batch on the CPU: enough to keep products busy, few enough for the activations to stay small.
+const ROWS_ON_CPU: usize = 1024;
+/// Tokens of a micro-batch on a device, where products want to be larger.
+const ROWS_ON_DEVICE: usize = 8192;
+/// Hidden states kept in memory when the caller sets no budget.
+const RESIDENT_BY_DEFAULT: u64 = 192_000_000;
+/// Values of the logit rectangle computed at once.
+const LOGIT_VALUES: usize = 1024 * 8192;
+
+/// The layout of a pass in memory, decided before it starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MemoryPlan {
+    /// Tokens a micro-batch aims at.
+    pub batch_rows: usize,
+    /// Rows of the vocabulary computed at once.
+    pub vocab_chunk: usize,
+    /// Hidden states go to a file.
+    pub spill: bool,
+    /// Two blocks' weights and what converting them takes.
+    pub weights: Bytes,
+    /// Activations of one micro-batch, or the head's logits, whichever is more.
+    pub activations: Bytes,
+    /// Hidden states in memory.
+    pub hidden: Bytes,
+}
+
+impl MemoryPlan {
+    /// What the pass takes beyond what the process holds already.
+    pub fn total(&self) -> Bytes {
+        self.weights + self.activations + self.hidden
+    }
+
+    /// Lays a pass of `tokens` tokens in sequences of at most `longest` out within `budget`.
+    ///
+    /// Weights and the activations of one micro-batch are taken as needed (a pass cannot do with less); hidden states
+    /// stay in memory as far as the rest of the budget allows.
+    pub fn new<B: Backend>(
+        backend: &B,
+        spec: &ModelSpec,
+        source: &dyn TensorSource,
+        tokens: usize,
+        longest: usize,
+        on_device: bool,
+        budget: Option<Bytes>,
+    ) -> Self {
+        let weights = Bytes(2 * block_weights(backend, spec, source) + conversion(spec, source));
+        let mut batch_rows = longest.max(if on_device { ROWS_ON_DEVICE } else { ROWS_ON_CPU }).min(tokens.max(1));
+        let per_row = row_bytes(spec);
+        if let Some(budget) = budget {
+            let free = budget.saturating_sub(weights).0 / 2;
+            batch_rows = batch_rows.min((free / per_row) as usize).max(longest.min(tokens)).max(1);
+        }
+        let vocab_chunk = (LOGIT_VALUES / batch_rows).clamp(256, 16_384).min(spec.vocab);
+        let logits = (batch_rows * vocab_chunk * 4) as u64 + 2 * backend.weight_bytes(vocab_chunk, spec.hidden, false);
+        let activations = Bytes((batch_rows as u64 * per_row).max(logits));
+        let all_hidden = (tokens * spec.hidden * 4) as u64;
+        let resident = match budget {
+            Some(budget) => budget.saturating_sub(weights + activations).0,
+            None => RESIDENT_BY_DEFAULT,
+        };
+        let spill = all_hidden > resident;
+        // A spilled batch is in memory three times for a moment: as values, as bytes read, as rows.
+        let hidden = Bytes(if spill { (3 * batch_rows * spec.hidden * 4) as u64 } else { all_hidden });
+        MemoryPlan { batch_rows, vocab_chunk, spill, weights, activations, hidden }
+    }
+}
+
+/// Bytes of the largest block's weights, loaded.
+fn block_weights<B: Backend>(backend: &B, spec: &ModelSpec, source: &dyn TensorSource) -> u64 {
+    let bytes = |block: &BlockSpec| -> u64 {
+        let tensor = |t: crate::family::ExpectedTensor| {
+            let exact = source.meta(&t.name).is_some_and(|meta| meta.dtype == Dtype::BF16);
+            match t.shape[..] {
+                [rows, cols] => backend.weight_bytes(rows, cols, exact),
+                _ => 4 * t.elements(),
+            }
+        };
+        block.tensors().into_iter().map(tensor).sum()
+    };
+    spec.blocks.iter().map(bytes).max().unwrap_or(0)
+}
+
+/// The largest tensor of a block once more: as mapped pages, and as f32 values when it has to be decoded.
+fn conversion(spec: &ModelSpec, source: &dyn TensorSource) -> u64 {
+    let tensors =
+        spec.blocks.iter().flat_map(BlockSpec::tensors).filter(|t| !matches!(t.role, Role::Embed | Role::Head));
+    let bytes = |t: crate::family::ExpectedTensor| {
+        let (on_disk, exact) = source.meta(&t.name).map_or((0, true), |m| (m.bytes, m.dtype == Dtype::BF16));
+        on_disk + if exact { 0 } else { 4 * t.elements() }
+    };
+    tensors.map(bytes).max().unwrap_or(0)
+}
+
+/// Bytes of activations per token of a micro-batch, at the widest moment of any block.
+fn row_bytes(spec: &ModelSpec) -> u64 {
+    let values = |block: &BlockSpec| {
+        let a = &block.attention;
+        let attention = 2 * a.q.rows + a.k.rows + a.v.rows;
+        let (ffn, input) = match block.moe() {
+            // Every token could meet the same expert.
+            Some(moe) => (2 * moe.experts.first().map_or(0, |e| e.gate.rows) + 2 * spec.hidden, moe.router.rows),
+            None => match &block.ffn {
+                crate::family::FfnSpec::Dense(mlp) => (2 * mlp.gate.rows, mlp.gate.rows),
+                crate::family::FfnSpec::Moe(_) => (0, 0),
+            },
+        };
+        // Normed input and a result beside the wide arrays; the input of a product once more in packed form.
+        2 * spec.hidden + attention.max(ffn) + input.max(spec.hidden)
+    };
+    4 * spec.blocks.iter().map(values).max().unwrap_or(0) as u64
+}
+
+/// A field of `/proc/self/status` in bytes; `None` where there is no such file.
+fn status_field(name: &str) -> Option<Bytes> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    let kilobytes: u64 = line.trim_start_matches(':').split_whitespace().next()?.parse().ok()?;
+    Some(Bytes(kilobytes * 1024))
+}
+
+/// Memory the process holds now.
+pub fn resident() -> Option<Bytes> {
+    status_field("VmRSS")
+}
+
+/// The most memory the process ever held.
+pub fn peak_resident() -> Option<Bytes> {
+    status_field("VmHWM")
+}

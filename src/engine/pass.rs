@@ -1,0 +1,304 @@
+//! The layer-major pass: embedding, then one block at a time for all sequences, then the head.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use candle_core::Device;
+
+use super::EngineError;
+use super::backend::{Backend, RopeTable};
+use super::batch::{Batch, batches};
+use super::block::{Block, Setting};
+use super::device::OnDevice;
+use super::head::{self, Head};
+use super::hidden::HiddenStore;
+use super::host::Host;
+use super::memory::{self, MemoryPlan};
+use super::observer::Observer;
+use super::prefetch::one_ahead;
+use crate::family::{BlockSpec, ModelSpec, OpenModel, RopeSpec};
+use crate::model::TensorSource;
+use crate::units::Bytes;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// How a pass runs.
+#[derive(Clone, Debug)]
+pub struct PassOptions {
+    pub device: Device,
+    /// Memory for weights, activations and hidden states. `None`: as much as weights and activations need, and hidden
+    /// states in memory up to about 200 MB, the rest in a file.
+    pub memory_budget: Option<Bytes>,
+    /// Where hidden states go that do not fit; the system's temporary directory if `None`.
+    pub spill_directory: Option<PathBuf>,
+    /// Use candle's operations on the CPU too, instead of the CPU backend.
+    pub candle_on_cpu: bool,
+}
+
+impl Default for PassOptions {
+    fn default() -> Self {
+        PassOptions { device: Device::Cpu, memory_budget: None, spill_directory: None, candle_on_cpu: false }
+    }
+}
+
+/// Which positions of a sequence are scored; a position is scored by the probability it gives the next token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scoring {
+    /// Every position that has a next token.
+    All,
+    /// Positions from the middle of the sequence on, as llama.cpp counts perplexity.
+    SecondHalf,
+    /// None: the head is not computed, observers see the blocks.
+    None,
+}
+
+impl Scoring {
+    /// The scored positions of a sequence of `length` tokens.
+    pub fn positions(self, length: usize) -> std::ops::Range<usize> {
+        let end = length.saturating_sub(1);
+        match self {
+            Scoring::All => 0..end,
+            Scoring::SecondHalf => (length / 2).min(end)..end,
+            Scoring::None => 0..0,
+        }
+    }
+}
+
+/// How far a pass is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PassProgress {
+    /// Blocks finished.
+    pub blocks: usize,
+    pub of_blocks: usize,
+    /// Share of the whole pass, 0 to 1.
+    pub fraction: f64,
+    /// Tokens per second, averaged over the pass as if it ended at this speed.
+    pub tokens_per_s: f64,
+}
+
+/// What a pass found and what it took.
+#[derive(Clone, Debug)]
+pub struct PassReport {
+    /// Negative log-likelihood in nats of each scored position, in order of sequences and positions.
+    pub nll: Vec<f64>,
+    /// Tokens that went through the model.
+    pub tokens: usize,
+    pub seconds: f64,
+    /// Resident memory predicted before the pass, the process's own share at its start included.
+    pub predicted_peak: Bytes,
+    /// The most resident memory the process has held so far; `None` where the system does not say.
+    pub peak: Option<Bytes>,
+    pub plan: MemoryPlan,
+}
+
+impl PassReport {
+    /// Mean negative log-likelihood in nats; NaN when nothing was scored.
+    pub fn mean_nll(&self) -> f64 {
+        self.nll.iter().sum::<f64>() / self.nll.len() as f64
+    }
+
+    /// Standard error of [`PassReport::mean_nll`]: sample deviation over the square root of the count.
+    pub fn nll_stderr(&self) -> f64 {
+        let (mean, n) = (self.mean_nll(), self.nll.len() as f64);
+        let squares: f64 = self.nll.iter().map(|v| (v - mean).powi(2)).sum();
+        (squares / (n - 1.0) / n).sqrt()
+    }
+
+    pub fn tokens_per_s(&self) -> f64 {
+        self.tokens as f64 / self.seconds
+    }
+}
+
+/// Runs every sequence through the model, one block at a time.
+///
+/// # Errors
+/// Ids outside the vocabulary, tensors that cannot be read, a value that is not finite (with the first place it
+/// appeared), no room for spilled hidden states, a failing device.
+pub fn run_pass(
+    model: &OpenModel,
+    sequences: &[Vec<u32>],
+    scoring: Scoring,
+    options: &PassOptions,
+    observers: &mut [&mut dyn Observer],
+    progress: &dyn Fn(PassProgress),
+) -> Result<PassReport> {
+    check_sequences(sequences, model.spec.vocab)?;
+    let (spec, source) = (&model.spec, model.tensors.as_ref());
+    if options.device.is_cpu() && !options.candle_on_cpu {
+        Pass { backend: &Host, spec, source, sequences, scoring, options, progress }.run(observers)
+    } else {
+        let backend = &OnDevice::new(&options.device);
+        Pass { backend, spec, source, sequences, scoring, options, progress }.run(observers)
+    }
+}
+
+fn check_sequences(sequences: &[Vec<u32>], vocab: usize) -> Result<()> {
+    for (sequence, tokens) in sequences.iter().enumerate() {
+        if tokens.is_empty() {
+            return Err(EngineError::EmptySequence { sequence });
+        }
+        if let Some(position) = tokens.iter().position(|&t| t as usize >= vocab) {
+            return Err(EngineError::TokenOutOfRange { token: tokens[position], sequence, position, vocab });
+        }
+    }
+    Ok(())
+}
+
+struct Pass<'a, B: Backend> {
+    backend: &'a B,
+    spec: &'a ModelSpec,
+    source: &'a dyn TensorSource,
+    sequences: &'a [Vec<u32>],
+    scoring: Scoring,
+    options: &'a PassOptions,
+    progress: &'a dyn Fn(PassProgress),
+}
+
+impl<B: Backend> Pass<'_, B> {
+    fn run(&self, observers: &mut [&mut dyn Observer]) -> Result<PassReport> {
+        let start = Instant::now();
+        let lengths: Vec<usize> = self.sequences.iter().map(Vec::len).collect();
+        let (tokens, longest) = (lengths.iter().sum(), lengths.iter().copied().max().unwrap_or(0));
+        let on_device = !self.options.device.is_cpu();
+        let budget = self.options.memory_budget;
+        let plan = MemoryPlan::new(self.backend, self.spec, self.source, tokens, longest, on_device, budget);
+        let predicted_peak = memory::resident().unwrap_or_default() + plan.total();
+        let batches = batches(&lengths, plan.batch_rows);
+        let scored: Vec<_> = batches.iter().map(|b| head::scored(b, self.sequences, self.scoring)).collect();
+        let clock = Clock { start, tokens, weights: self.shares(&batches, &scored), progress: self.progress };
+
+        let mut hidden = self.embed(&batches, &plan)?;
+        self.blocks(&batches, longest, &mut hidden, observers, &clock)?;
+        let nll = if scored.iter().all(|s| s.rows.is_empty()) {
+            Vec::new()
+        } else {
+            let vocab_chunk = plan.vocab_chunk;
+            let head = Head { backend: self.backend, spec: self.spec, source: self.source, vocab_chunk };
+            head.score(&mut hidden, &scored, observers, |share| clock.head(self.spec.blocks.len(), share))?
+        };
+        super::pool::drain();
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(PassReport { nll, tokens, seconds, predicted_peak, peak: memory::peak_resident(), plan })
+    }
+
+    /// Multiplications of the blocks and of the head, for the share of the work done.
+    fn shares(&self, batches: &[Batch], scored: &[head::Scored]) -> (f64, f64) {
+        let rows: usize = batches.iter().map(Batch::rows).sum();
+        let block: u64 = self.spec.blocks.iter().map(BlockSpec::active_parameters).sum();
+        let scored: usize = scored.iter().map(|s| s.rows.len()).sum();
+        (rows as f64 * block as f64, scored as f64 * (self.spec.vocab * self.spec.hidden) as f64)
+    }
+
+    fn embed(&self, batches: &[Batch], plan: &MemoryPlan) -> Result<HiddenStore<B>> {
+        let temporary = std::env::temp_dir();
+        let directory = self.options.spill_directory.as_deref().unwrap_or(&temporary);
+        let rows: Vec<usize> = batches.iter().map(Batch::rows).collect();
+        let mut hidden = HiddenStore::new(&rows, self.spec.hidden, plan.spill.then_some(directory))?;
+        let mut row = Vec::new();
+        for (index, batch) in batches.iter().enumerate() {
+            let mut values = Vec::with_capacity(batch.rows() * self.spec.hidden);
+            for &token in self.sequences[batch.sequences.clone()].iter().flatten() {
+                let token = token as usize;
+                self.source.read_rows_f32(&self.spec.embed, token..token + 1, &mut row)?;
+                values.extend_from_slice(&row);
+            }
+            self.source.release(&self.spec.embed);
+            hidden.put(self.backend, index, self.backend.upload(&values, self.spec.hidden)?)?;
+        }
+        Ok(hidden)
+    }
+
+    fn blocks(
+        &self,
+        batches: &[Batch],
+        longest: usize,
+        hidden: &mut HiddenStore<B>,
+        observers: &mut [&mut dyn Observer],
+        clock: &Clock<'_>,
+    ) -> Result<()> {
+        let rope = self.backend.rope(rope_table(&self.spec.rope, longest))?;
+        let count = self.spec.blocks.len();
+        let load = |index: usize| Block::load(self.backend, self.source, &self.spec.blocks[index]);
+        one_ahead(count, load, |index, block| {
+            let spec = &self.spec.blocks[index];
+            for (number, batch) in batches.iter().enumerate() {
+                let x = hidden.take(self.backend, number)?;
+                self.show_input(index, batch, &x, observers)?;
+                let cx = Setting { backend: self.backend, spec, eps: self.spec.norm_eps, rope: &rope, batch };
+                let x = block.forward(&cx, x, observers)?;
+                if !self.backend.is_finite(&x)? {
+                    return Err(self.not_finite(spec));
+                }
+                hidden.put(self.backend, number, x)?;
+                clock.block(index, count, (number + 1) as f64 / batches.len() as f64);
+            }
+            Ok(())
+        })
+    }
+
+    fn show_input(&self, layer: usize, batch: &Batch, x: &B::Rows, observers: &mut [&mut dyn Observer]) -> Result<()> {
+        if observers.iter().any(|o| o.wants_block_inputs()) {
+            let values = self.backend.download(x)?;
+            for observer in observers.iter_mut().filter(|o| o.wants_block_inputs()) {
+                observer.block_input(layer, batch, &values);
+            }
+        }
+        Ok(())
+    }
+
+    /// The embedding is read only at the ids in use, so it is looked at here, when the first block finds a bad value.
+    fn not_finite(&self, block: &BlockSpec) -> EngineError {
+        let tensors = block.tensors();
+        let embed = (block.index == 0).then_some(self.spec.embed.as_str());
+        let names = embed.into_iter().chain(tensors.iter().map(|t| t.name.as_str()));
+        not_finite(format!("block {}", block.index), self.source, names)
+    }
+}
+
+/// The error for a value that is not finite at `place`, naming the first of its tensors that holds one itself.
+pub(super) fn not_finite<'n>(
+    place: String,
+    source: &dyn TensorSource,
+    names: impl Iterator<Item = &'n str>,
+) -> EngineError {
+    let mut values = Vec::new();
+    let mut bad = |name: &&str| source.read_f32(name, &mut values).is_err() || !super::vector::is_finite(&values);
+    let tensor = names.into_iter().find(|name| bad(name));
+    let tensor = tensor.map_or("none (the arithmetic overflows)".to_owned(), str::to_owned);
+    EngineError::NotFinite { place, tensor }
+}
+
+/// Cosines and sines of every position up to `positions`, the attention factor included.
+fn rope_table(rope: &RopeSpec, positions: usize) -> RopeTable {
+    let frequencies = rope.inverse_frequencies();
+    let factor = rope.attention_factor();
+    let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
+    let (cos, sin) = angles.map(|angle| ((angle.cos() * factor) as f32, (angle.sin() * factor) as f32)).unzip();
+    RopeTable { half: frequencies.len(), cos, sin }
+}
+
+/// Turns work done into progress reports.
+struct Clock<'a> {
+    start: Instant,
+    tokens: usize,
+    /// Work of all blocks, and of the head.
+    weights: (f64, f64),
+    progress: &'a dyn Fn(PassProgress),
+}
+
+impl Clock<'_> {
+    fn block(&self, index: usize, of_blocks: usize, share: f64) {
+        let done = (index as f64 + share) / of_blocks as f64 * self.weights.0;
+        self.report(if share == 1.0 { index + 1 } else { index }, of_blocks, done);
+    }
+
+    fn head(&self, of_blocks: usize, share: f64) {
+        self.report(of_blocks, of_blocks, self.weights.0 + share * self.weights.1);
+    }
+
+    fn report(&self, blocks: usize, of_blocks: usize, done: f64) {
+        let fraction = done / (self.weights.0 + self.weights.1).max(1.0);
+        let tokens_per_s = self.tokens as f64 * fraction / self.start.elapsed().as_secs_f64().max(1e-9);
+        (self.progress)(PassProgress { blocks, of_blocks, fraction, tokens_per_s });
+    }
+}

@@ -1,0 +1,223 @@
+//! Arithmetic over f32 slices that the CPU path spends its time in outside of matrix products.
+//!
+//! Each function is compiled several times, for AVX-512, AVX2 and the baseline, and the widest the processor has is
+//! chosen at run time; the loops are written so that the compiler can vectorise them. NaN and infinity pass through.
+
+/// Independent partial sums: enough for the widest vectors to run without waiting for each other.
+const LANES: usize = 32;
+
+macro_rules! wide {
+    ($(#[$attr:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$attr])*
+        $vis fn $name($($arg: $type),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $type),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+                fn avx512($($arg: $type),*) $(-> $ret)? { body($($arg),*) }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $type),*) $(-> $ret)? { body($($arg),*) }
+                if is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    // SAFETY: the features were just detected (dq, bw and vl imply f and fma).
+                    return unsafe { avx512($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: the features were just detected.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+
+/// e^x to about 2 units in the last place, flushed to about 1e-38 below -87.
+///
+/// Range reduction x = n ln 2 + r with |r| ≤ ln 2 / 2 and a degree-6 polynomial (Taylor coefficients), after the usual
+/// scheme (Cody and Waite).
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0; // 1.5 · 2^23: adding it rounds to an integer kept in the low mantissa bits
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Written so that NaN stays NaN.
+    let x = if x < -87.0 { -87.0 } else { x };
+    let x = if x > 88.0 { 88.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + MAGIC;
+    let n = shifted - MAGIC;
+    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
+    let p = 1.0 / 720.0;
+    let p = p * r + 1.0 / 120.0;
+    let p = p * r + 1.0 / 24.0;
+    let p = p * r + 1.0 / 6.0;
+    let p = p * r + 0.5;
+    let p = p * r * r + r + 1.0;
+    let exponent = shifted.to_bits().wrapping_sub(MAGIC.to_bits()).wrapping_add(127);
+    p * f32::from_bits(exponent << 23)
+}
+
+#[inline(always)]
+fn fold(x: &[f32], start: f32, lane: impl Fn(f32, f32) -> f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [start; LANES];
+    let mut chunks = x.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for (acc, &value) in lanes.iter_mut().zip(chunk) {
+            *acc = lane(*acc, value);
+        }
+    }
+    for (acc, &value) in lanes.iter_mut().zip(chunks.remainder()) {
+        *acc = lane(*acc, value);
+    }
+    lanes.iter().copied().reduce(join).unwrap_or(start)
+}
+
+/// Maximum that keeps a NaN once seen.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b || a.is_nan() { a } else { b }
+}
+
+wide! {
+    /// Replaces a row by exp(row - max) and returns the sum: a softmax without its last division.
+    pub fn exp_in_place(row: &mut [f32]) -> f32 {
+        let max = fold(row, f32::NEG_INFINITY, larger, larger);
+        for value in row.iter_mut() {
+            *value = exp(*value - max);
+        }
+        fold(row, 0.0, |acc, v| acc + v, |a, b| a + b)
+    }
+}
+
+wide! {
+    /// The maximum of a row and the sum of exp(row - max).
+    pub fn max_and_exp_sum(row: &[f32]) -> (f32, f32) {
+        let max = fold(row, f32::NEG_INFINITY, larger, larger);
+        (max, fold(row, 0.0, |acc, v| acc + exp(v - max), |a, b| a + b))
+    }
+}
+
+wide! {
+    /// gate = gate · sigmoid(gate) · up.
+    pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
+        for (g, &u) in gate.iter_mut().zip(up) {
+            *g = *g / (1.0 + exp(-*g)) * u;
+        }
+    }
+}
+
+wide! {
+    /// out = x / rms(x) · gain with rms(x) = sqrt(mean(x²) + eps).
+    pub fn rms_norm(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
+        let squares = fold(x, 0.0, |acc, v| acc + v * v, |a, b| a + b);
+        let scale = 1.0 / (squares / x.len() as f32 + eps).sqrt();
+        for ((o, &v), &g) in out.iter_mut().zip(x).zip(gain) {
+            *o = v * scale * g;
+        }
+    }
+}
+
+wide! {
+    /// [`rms_norm`] where input and output are one.
+    pub fn rms_norm_in_place(x: &mut [f32], gain: &[f32], eps: f32) {
+        let squares = fold(x, 0.0, |acc, v| acc + v * v, |a, b| a + b);
+        let scale = 1.0 / (squares / x.len() as f32 + eps).sqrt();
+        for (v, &g) in x.iter_mut().zip(gain) {
+            *v = *v * scale * g;
+        }
+    }
+}
+
+wide! {
+    /// Turns a head by its position: pairs (i, i + half) with the given cos and sin of length half.
+    pub fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+        let (low, high) = head.split_at_mut(cos.len());
+        for (((a, b), &c), &s) in low.iter_mut().zip(high.iter_mut()).zip(cos).zip(sin) {
+            (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+        }
+    }
+}
+
+wide! {
+    /// out += x.
+    pub fn add(out: &mut [f32], x: &[f32]) {
+        for (o, &v) in out.iter_mut().zip(x) {
+            *o += v;
+        }
+    }
+}
+
+wide! {
+    /// out += weight · x.
+    pub fn add_scaled(out: &mut [f32], weight: f32, x: &[f32]) {
+        for (o, &v) in out.iter_mut().zip(x) {
+            *o += weight * v;
+        }
+    }
+}
+
+wide! {
+    /// x = x · factor.
+    pub fn scale(x: &mut [f32], factor: f32) {
+        for v in x.iter_mut() {
+            *v *= factor;
+        }
+    }
+}
+
+wide! {
+    /// True when no value is NaN or infinite.
+    pub fn is_finite(x: &[f32]) -> bool {
+        fold(x, 0.0, |acc, v| acc + v * 0.0, |a, b| a + b) == 0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_over_its_range_and_keeps_nan() {
+        for i in -8600..8700 {
+            let x = i as f32 * 0.01;
+            let (ours, exact) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!((ours / exact - 1.0).abs() < 4e-7, "exp({x}) = {ours}, exact {exact}");
+        }
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn softmax_pieces_agree_on_ragged_rows() {
+        let row: Vec<f32> = (0..77).map(|i| ((i * 37) % 19) as f32 * 0.3 - 2.0).collect();
+        let (max, sum) = max_and_exp_sum(&row);
+        let mut values = row.clone();
+        assert_eq!(exp_in_place(&mut values), sum);
+        let exact: f64 = row.iter().map(|&v| f64::from(v - max).exp()).sum();
+        assert!((f64::from(sum) / exact - 1.0).abs() < 1e-6);
+        assert!((f64::from(values[3]) - f64::from(row[3] - max).exp()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_single_bad_value_is_seen() {
+        let mut row = vec![1e30f32; 100];
+        assert!(is_finite(&row));
+        row[99] = f32::INFINITY;
+        assert!(!is_finite(&row));
+        row[99] = f32::NAN;
+        assert!(!is_finite(&row));
+        assert!(max_and_exp_sum(&row).1.is_nan());
+    }
+
+    #[test]
+    fn rms_norm_divides_by_the_root_mean_square() {
+        let x = [3.0, 4.0];
+        let mut out = [0.0; 2];
+        rms_norm(&x, &[1.0, 2.0], 0.0, &mut out);
+        let rms = 12.5f32.sqrt();
+        assert!((out[0] - 3.0 / rms).abs() < 1e-6 && (out[1] - 8.0 / rms).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,83 @@
+//! Typed reading of `config.json` keys with errors that name the key, what was found and what is wanted.
+
+use serde_json::Value;
+
+use super::FamilyError;
+use crate::model::Config;
+
+/// A view of a config; nested `text_config` keys are found as if they stood at the top.
+pub(super) struct Keys<'a>(pub &'a Config);
+
+impl<'a> Keys<'a> {
+    fn value(&self, key: &str) -> Option<&'a Value> {
+        self.0.get(key).filter(|v| !v.is_null())
+    }
+
+    fn bad(key: &str, found: &Value, wanted: &str) -> FamilyError {
+        FamilyError::BadKey { key: key.to_owned(), found: found.to_string(), wanted: wanted.to_owned() }
+    }
+
+    fn missing(key: &str) -> FamilyError {
+        FamilyError::MissingKey { key: key.to_owned() }
+    }
+
+    /// A count of at least one; `None` when the key is absent or null.
+    pub fn count(&self, key: &str) -> Result<Option<usize>, FamilyError> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
+            Some(n) if n > 0 => Ok(Some(n)),
+            _ => Err(Self::bad(key, value, "a whole number of at least 1")),
+        }
+    }
+
+    pub fn required_count(&self, key: &str) -> Result<usize, FamilyError> {
+        self.count(key)?.ok_or_else(|| Self::missing(key))
+    }
+
+    /// The first of several names for the same count.
+    pub fn count_of(&self, names: &[&str]) -> Result<usize, FamilyError> {
+        for name in names {
+            if let Some(n) = self.count(name)? {
+                return Ok(n);
+            }
+        }
+        Err(Self::missing(&names.join(" (or ")))
+    }
+
+    pub fn positive(&self, key: &str) -> Result<Option<f64>, FamilyError> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        match value.as_f64() {
+            Some(n) if n > 0.0 => Ok(Some(n)),
+            _ => Err(Self::bad(key, value, "a positive number")),
+        }
+    }
+
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool, FamilyError> {
+        match self.value(key) {
+            None => Ok(default),
+            Some(value) => value.as_bool().ok_or_else(|| Self::bad(key, value, "true or false")),
+        }
+    }
+
+    pub fn text(&self, key: &str) -> Result<Option<&'a str>, FamilyError> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(value) => value.as_str().map(Some).ok_or_else(|| Self::bad(key, value, "a string")),
+        }
+    }
+
+    /// A list of layer indices; absent or null is empty.
+    pub fn indices(&self, key: &str) -> Result<Vec<usize>, FamilyError> {
+        let Some(value) = self.value(key) else { return Ok(Vec::new()) };
+        let parse = |item: &Value| item.as_u64().map(|n| n as usize);
+        let list = value.as_array().and_then(|items| items.iter().map(parse).collect());
+        list.ok_or_else(|| Self::bad(key, value, "a list of layer numbers"))
+    }
+
+    /// A list of strings; `None` when absent.
+    pub fn texts(&self, key: &str) -> Result<Option<Vec<&'a str>>, FamilyError> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let list = value.as_array().and_then(|items| items.iter().map(Value::as_str).collect());
+        list.map(Some).ok_or_else(|| Self::bad(key, value, "a list of strings"))
+    }
+}

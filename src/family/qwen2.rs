@@ -1,0 +1,33 @@
+//! Qwen2 and Qwen2.5 (dense): biases on q, k and v.
+
+use super::decoder::{self, AttentionBias, HeadDim, Traits};
+use super::{Family, FamilyError, GgufRules, ModelSpec};
+use crate::model::Config;
+
+pub struct Qwen2;
+
+impl Family for Qwen2 {
+    fn name(&self) -> &'static str {
+        "qwen2"
+    }
+
+    fn model_types(&self) -> &'static [&'static str] {
+        &["qwen2"]
+    }
+
+    fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
+        let traits = Traits {
+            family: self.name(),
+            head_dim: HeadDim::HiddenPerHead,
+            attention_bias: AttentionBias::Qkv,
+            mlp_bias: false,
+            qk_norm: false,
+            experts: None,
+        };
+        decoder::spec(&traits, config)
+    }
+
+    fn gguf(&self) -> GgufRules {
+        GgufRules { arch: "qwen2", permutes_qk: false }
+    }
+}

@@ -1,0 +1,189 @@
+//! Rotary position embedding: which angle each pair of dimensions turns by per position, for every scaling rule.
+//!
+//! Rules follow the published definitions: RoPE (arXiv 2104.09864), linear position interpolation (arXiv 2306.15595),
+//! YaRN (arXiv 2309.00071, section 3) and the banded rule released with Llama 3.1.
+
+use std::f64::consts::PI;
+
+use super::FamilyError;
+use crate::model::{Config, Rope};
+
+/// Rotary embedding of the first `dims` dimensions of a head; half-split layout (dimension `i` pairs with `i + dims/2`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeSpec {
+    pub theta: f64,
+    pub dims: usize,
+    pub scaling: RopeScaling,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    Default,
+    /// Positions are divided by `factor`.
+    Linear {
+        factor: f64,
+    },
+    /// Long wavelengths are slowed by `factor`, short ones kept, those between blended.
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_context: usize,
+    },
+    /// Blend of interpolation and extrapolation by number of rotations; cos and sin are scaled by `attention_factor`.
+    Yarn {
+        factor: f64,
+        original_context: usize,
+        beta_fast: f64,
+        beta_slow: f64,
+        attention_factor: f64,
+        truncate: bool,
+    },
+}
+
+impl RopeSpec {
+    /// Angle per position of each of the `dims / 2` pairs, radians.
+    pub fn inverse_frequencies(&self) -> Vec<f64> {
+        let base: Vec<f64> = (0..self.dims / 2).map(|i| self.theta.powf(-2.0 * i as f64 / self.dims as f64)).collect();
+        match self.scaling {
+            RopeScaling::Default => base,
+            RopeScaling::Linear { factor } => base.iter().map(|f| f / factor).collect(),
+            RopeScaling::Llama3 { .. } => base.iter().zip(self.frequency_divisors()).map(|(f, d)| f / d).collect(),
+            RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. } => {
+                let (low, high) = self.yarn_range(original_context as f64, beta_fast, beta_slow, truncate);
+                let blend = |(i, f): (usize, &f64)| {
+                    let interpolated = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                    f / factor * interpolated + f * (1.0 - interpolated)
+                };
+                base.iter().enumerate().map(blend).collect()
+            }
+        }
+    }
+
+    /// Factor on cos and sin (YaRN's attention temperature); 1 for every other rule.
+    pub fn attention_factor(&self) -> f64 {
+        match self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            _ => 1.0,
+        }
+    }
+
+    /// The divisor of each pair's frequency under the Llama 3.1 rule (all ones otherwise): what a GGUF file carries as
+    /// `rope_freqs.weight`.
+    pub fn frequency_divisors(&self) -> Vec<f64> {
+        let pairs = self.dims / 2;
+        let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } = self.scaling else {
+            return vec![1.0; pairs];
+        };
+        let context = original_context as f64;
+        let divisor = |i: usize| {
+            let wavelength = 2.0 * PI * self.theta.powf(2.0 * i as f64 / self.dims as f64);
+            if wavelength < context / high_freq_factor {
+                return 1.0;
+            }
+            if wavelength > context / low_freq_factor {
+                return factor;
+            }
+            let smooth = (context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+            1.0 / ((1.0 - smooth) / factor + smooth)
+        };
+        (0..pairs).map(divisor).collect()
+    }
+
+    /// First and last pair of YaRN's blend.
+    fn yarn_range(&self, context: f64, beta_fast: f64, beta_slow: f64, truncate: bool) -> (f64, f64) {
+        let dims = self.dims as f64;
+        let pair_with_rotations = |n: f64| dims * (context / (n * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
+        let (mut low, mut high) = (pair_with_rotations(beta_fast), pair_with_rotations(beta_slow));
+        if truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        (low, high) = (low.max(0.0), high.min(dims - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        (low, high)
+    }
+
+    /// Reads the rope keys of a config: `rope_parameters`, or `rope_theta` beside `rope_scaling`.
+    ///
+    /// # Errors
+    /// A scaling rule this build does not know, a missing or non-positive number.
+    pub(super) fn from_config(config: &Config, dims: usize, max_positions: usize) -> Result<Self, FamilyError> {
+        let keys = config.rope()?;
+        if let Some(part) = keys.partial_rotary_factor.filter(|&part| part != 1.0) {
+            return Err(FamilyError::Unsupported {
+                what: format!("config key partial_rotary_factor = {part}"),
+                supported: "1 (the whole head is rotated)".to_owned(),
+            });
+        }
+        if dims == 0 || !dims.is_multiple_of(2) {
+            return Err(FamilyError::BadKey {
+                key: "head_dim".to_owned(),
+                found: dims.to_string(),
+                wanted: "an even number".to_owned(),
+            });
+        }
+        let theta = positive("rope_theta", keys.theta)?.unwrap_or(10_000.0);
+        Ok(RopeSpec { theta, dims, scaling: scaling(&keys, max_positions)? })
+    }
+}
+
+fn positive(key: &str, value: Option<f64>) -> Result<Option<f64>, FamilyError> {
+    match value {
+        Some(n) if n <= 0.0 => Err(FamilyError::BadKey {
+            key: key.to_owned(),
+            found: n.to_string(),
+            wanted: "a positive number".to_owned(),
+        }),
+        other => Ok(other),
+    }
+}
+
+fn scaling(keys: &Rope, max_positions: usize) -> Result<RopeScaling, FamilyError> {
+    let required = |key: &str, value: Option<f64>| {
+        let key = format!("rope_scaling.{key}");
+        positive(&key, value)?.ok_or(FamilyError::MissingKey { key })
+    };
+    let original_context = keys.original_max_position_embeddings.map_or(max_positions, |n| n as usize);
+    match keys.kind.as_str() {
+        "default" => Ok(RopeScaling::Default),
+        "linear" => Ok(RopeScaling::Linear { factor: required("factor", keys.factor)? }),
+        "llama3" => Ok(RopeScaling::Llama3 {
+            factor: required("factor", keys.factor)?,
+            low_freq_factor: required("low_freq_factor", keys.low_freq_factor)?,
+            high_freq_factor: required("high_freq_factor", keys.high_freq_factor)?,
+            original_context,
+        }),
+        "yarn" => yarn(keys, original_context, max_positions),
+        other => Err(FamilyError::Unsupported {
+            what: format!("rope scaling {other:?}"),
+            supported: "default, linear, llama3, yarn".to_owned(),
+        }),
+    }
+}
+
+fn yarn(keys: &Rope, original_context: usize, max_positions: usize) -> Result<RopeScaling, FamilyError> {
+    let implied = max_positions as f64 / original_context as f64;
+    let factor = positive("rope_scaling.factor", keys.factor)?.unwrap_or(implied);
+    let attention_factor = match (keys.attention_factor, keys.mscale, keys.mscale_all_dim) {
+        (Some(given), _, _) => given,
+        (None, Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
+            yarn_temperature(factor, mscale) / yarn_temperature(factor, all)
+        }
+        _ => yarn_temperature(factor, 1.0),
+    };
+    Ok(RopeScaling::Yarn {
+        factor,
+        original_context,
+        beta_fast: positive("rope_scaling.beta_fast", keys.beta_fast)?.unwrap_or(32.0),
+        beta_slow: positive("rope_scaling.beta_slow", keys.beta_slow)?.unwrap_or(1.0),
+        attention_factor,
+        truncate: keys.raw.get("truncate").and_then(serde_json::Value::as_bool).unwrap_or(true),
+    })
+}
+
+/// YaRN's attention temperature for a context stretched by `factor`.
+pub(super) fn yarn_temperature(factor: f64, weight: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
+}
