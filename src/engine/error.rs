@@ -26,6 +26,8 @@ pub enum EngineError {
     Taken { batch: usize },
     #[error(transparent)]
     Model(#[from] ModelError),
+    #[error("the device {wanted} cannot be used")]
+    NoDevice { wanted: String, source: candle_core::Error },
     #[error("computing on {device} failed")]
     Compute { device: &'static str, source: candle_core::Error },
 }
@@ -51,6 +53,9 @@ impl From<EngineError> for Fault {
             }
             EngineError::Taken { .. } => Fault::internal(text),
             EngineError::Model(source) => source.into(),
+            EngineError::NoDevice { source, .. } => Fault::resource(text)
+                .hint("use the device \"auto\" or \"cpu\"; GPUs need a build with the feature cuda")
+                .caused_by(source),
             EngineError::Compute { source, .. } => {
                 Fault::infra(text).hint("if it happens again with this model, report it").caused_by(source)
             }

@@ -9,6 +9,7 @@ mod attention;
 pub mod backend;
 mod batch;
 mod block;
+mod choice;
 mod device;
 mod error;
 mod head;
@@ -24,6 +25,7 @@ mod prefetch;
 mod vector;
 
 pub use batch::Batch;
+pub use choice::{device_name, open_device};
 pub use error::EngineError;
 pub use memory::{MemoryPlan, peak_resident, resident};
 pub use observer::{LogitChunk, Observer, Routing};

@@ -10,6 +10,7 @@ mod commands;
 mod desk;
 pub mod exit;
 mod printer;
+mod subject;
 mod wording;
 
 use std::ffi::OsString;

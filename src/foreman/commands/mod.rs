@@ -44,6 +44,9 @@ verbs! {
     tail => Tail,
     events => Events,
     logs => Logs,
+    inspect => Inspect,
+    verify => Verify,
+    families => Families,
     completions => Completions,
     man => Man,
 }
