@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 
@@ -79,6 +79,13 @@ pub fn find(layout: &Layout, name: &str) -> Result<Vec<PartEntry>, LineError> {
         );
     }
     Ok(found)
+}
+
+/// One part, looked at again; `None` when it is gone or no part.
+pub(crate) fn entry(path: &Path, station: Station) -> Option<PartEntry> {
+    let name = PartName::parse(path.file_name()?.to_str()?).ok()?;
+    let meta = fs::symlink_metadata(path).ok()?;
+    Some(part_entry(station, name, path.to_owned(), &meta))
 }
 
 /// The base name a sidecar belongs to: the longest one in `bases` that it starts with, followed by a dot.

@@ -7,3 +7,8 @@
 mod args;
 
 pub use args::WorkerArgs;
+
+/// Builds the part; the exit status is 0 or that of a fault class.
+pub fn main(_args: &WorkerArgs) -> std::process::ExitCode {
+    std::process::ExitCode::from(crate::fault::FaultClass::Internal.exit_status())
+}

@@ -1,0 +1,149 @@
+//! After an attempt: inspect what it left, then ship it, send it back, or let it try again.
+
+use serde_json::json;
+
+use super::Floor;
+use super::build::{Attempted, Ending, Exit};
+use super::observer::DaemonEvent;
+use crate::fault::{FaultClass, Outcome};
+use crate::line::claim::Claimed;
+use crate::line::lock::MovesLock;
+use crate::line::moves::Mover;
+use crate::line::outcome::{self, Left, Return};
+use crate::line::{ErrorRecord, ResultRecord, verbs};
+
+/// What is to be done with the part.
+#[derive(Debug)]
+enum Verdict {
+    Ship(Box<ResultRecord>),
+    Rework(Box<ErrorRecord>),
+    /// It may succeed on another attempt.
+    Retry(Box<ErrorRecord>),
+    /// Nobody's fault: the supervisor stops.
+    Return,
+}
+
+/// Decides by what lies on disk and how the worker ended, and moves the part. The claim is held until it stands.
+pub fn settle(floor: &Floor, claimed: &Claimed, attempted: &Attempted) -> Outcome<Ending> {
+    let part = &claimed.part;
+    let verdict = match inspect(floor, claimed, attempted) {
+        Verdict::Retry(error) if part.retries >= floor.options.config.max_retries => Verdict::Rework(error),
+        verdict => verdict,
+    };
+    let mover = Mover::real(&floor.layout);
+    let _moves = MovesLock::acquire(&floor.layout)?;
+    Ok(match verdict {
+        Verdict::Ship(mut result) => {
+            if result.elapsed_s == 0.0 {
+                result.elapsed_s = attempted.elapsed.as_secs_f64();
+            }
+            outcome::ship(mover, part, &claimed.attempt, &result)?;
+            floor.observer.see(&DaemonEvent::Finished { part: &part.name, result: &result });
+            Ending::Finished
+        }
+        Verdict::Rework(error) => {
+            outcome::send_back(mover, part, (*error).clone())?;
+            floor.observer.see(&DaemonEvent::Rework { part: &part.name, error: &error });
+            Ending::Rework
+        }
+        Verdict::Retry(error) => retry(floor, claimed, &error, mover)?,
+        Verdict::Return => {
+            let wish = Return {
+                charged: false,
+                delay: Default::default(),
+                class: "stopped".into(),
+                reason: "the supervisor was stopped".into(),
+                arrived_at: claimed.attempt.arrived_at.clone(),
+            };
+            let name = outcome::take_back(mover, part, &wish)?;
+            floor.observer.see(&DaemonEvent::Returned { part: &name });
+            Ending::Returned
+        }
+    })
+}
+
+fn retry(floor: &Floor, claimed: &Claimed, error: &ErrorRecord, mover: Mover) -> Outcome<Ending> {
+    let delay = floor.options.config.delay(claimed.part.retries);
+    let wish = Return {
+        charged: true,
+        delay,
+        class: error.class.clone(),
+        reason: error.error.clone(),
+        arrived_at: claimed.attempt.arrived_at.clone(),
+    };
+    let name = outcome::take_back(mover, &claimed.part, &wish)?;
+    floor.observer.see(&DaemonEvent::Retried { part: &name, reason: &error.error, delay_s: delay.as_secs_f64() });
+    Ok(Ending::Retried)
+}
+
+/// A whole result with this attempt's token counts however the worker ended; only a cancel outweighs it.
+fn inspect(floor: &Floor, claimed: &Claimed, attempted: &Attempted) -> Verdict {
+    let work = floor.layout.work(&claimed.part.name);
+    let left = outcome::inspect(&work, &claimed.attempt);
+    match (&attempted.exit, left) {
+        (Exit::Cancelled(reason), _) => {
+            let error = verbs::cancelled_error(reason, claimed.part.retries);
+            Verdict::Rework(Box::new(explained(floor, claimed, attempted, error)))
+        }
+        (_, Left::Result(result)) => Verdict::Ship(result),
+        (Exit::Stopped, Left::Nothing(_)) => Verdict::Return,
+        (exit, Left::Nothing(missing)) => {
+            let error = failure(floor, claimed, attempted, exit, &missing);
+            let is_retryable = error.class == FaultClass::Infra.as_str();
+            let error = Box::new(explained(floor, claimed, attempted, error));
+            if is_retryable { Verdict::Retry(error) } else { Verdict::Rework(error) }
+        }
+    }
+}
+
+/// What the worker wrote about its fault, or what its end says.
+fn failure(floor: &Floor, claimed: &Claimed, attempted: &Attempted, exit: &Exit, missing: &str) -> ErrorRecord {
+    let written = outcome::worker_fault(&floor.layout.work(&claimed.part.name));
+    let blank = |class: FaultClass, error: String, hint: Option<&str>| ErrorRecord {
+        error,
+        class: class.as_str().into(),
+        hint: hint.map(str::to_owned),
+        ..ErrorRecord::default()
+    };
+    match exit {
+        Exit::Status(0) => blank(
+            FaultClass::Internal,
+            format!("the worker ended well but its result does not hold: {missing}"),
+            Some("worker.log in the work folder says what it did"),
+        ),
+        Exit::Status(code) => written.unwrap_or_else(|| {
+            let class = FaultClass::from_exit_status(*code).unwrap_or(FaultClass::Internal);
+            let hint = (*code == 101).then_some("the worker panicked; the log tail says where");
+            blank(class, format!("the worker ended with status {code} and wrote no fault"), hint)
+        }),
+        Exit::Signal(9) if attempted.out_of_memory => blank(
+            FaultClass::Infra,
+            "the worker was killed (signal 9); the kernel killed a process for memory meanwhile".into(),
+            Some("lower forge.memory_budget_gb in factory_node.toml, or free memory on this machine"),
+        ),
+        Exit::Signal(signal) => blank(FaultClass::Infra, format!("the worker was killed by signal {signal}"), None),
+        Exit::Stalled => blank(
+            FaultClass::Infra,
+            format!("the worker said nothing for {:.0} s and was killed", floor.options.config.stall.as_secs_f64()),
+            Some("raise forge.stall_seconds in factory_node.toml if this stage may be silent for so long"),
+        ),
+        Exit::NotStarted(problem) => blank(FaultClass::Infra, format!("the worker did not run: {problem}"), None),
+        Exit::Stopped | Exit::Cancelled(_) => blank(FaultClass::Infra, "the worker was stopped".into(), None),
+    }
+}
+
+/// Adds what the supervisor saw.
+fn explained(floor: &Floor, claimed: &Claimed, attempted: &Attempted, mut error: ErrorRecord) -> ErrorRecord {
+    (error.exit_status, error.signal) = match attempted.exit {
+        Exit::Status(code) => (Some(code), None),
+        Exit::Signal(signal) => (None, Some(signal)),
+        _ => (None, None),
+    };
+    error.stage = error.stage.or_else(|| attempted.stage.clone());
+    error.attempt = claimed.attempt.attempt;
+    error.attempt_token = Some(claimed.attempt.token.to_string());
+    error.last_progress = attempted.last_progress.clone();
+    error.log_tail = outcome::log_tail(&floor.layout.work(&claimed.part.name));
+    error.more.insert("elapsed_s".into(), json!(attempted.elapsed.as_secs_f64()));
+    error
+}
