@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::backend::HeadShape;
 use super::batch::Batch;
+use super::matmul::{self, Kernel};
 use super::vector;
 
 /// Queries in a tile: short tiles waste less above the diagonal, long ones multiply faster.
@@ -26,6 +27,14 @@ unsafe impl Sync for Output {}
 ///
 /// `q` and `out` are `[rows, heads · head_dim]`, `k` and `v` `[rows, kv_heads · head_dim]`.
 pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: HeadShape, batch: &Batch, out: &mut [f32]) {
+    match matmul::kernel() {
+        Kernel::Amx(amx) => matmul::causal(amx, [q, k, v], shape, &batch.spans, out),
+        Kernel::Portable => causal_in_f32(q, k, v, shape, batch, out),
+    }
+}
+
+/// [`causal`] with f32 products on any machine.
+fn causal_in_f32(q: &[f32], k: &[f32], v: &[f32], shape: HeadShape, batch: &Batch, out: &mut [f32]) {
     let rows = batch.rows();
     let (wide, narrow) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     assert!(q.len() == rows * wide && out.len() == q.len() && k.len() == rows * narrow && v.len() == k.len());
@@ -153,23 +162,51 @@ mod tests {
         out
     }
 
+    fn noise(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    fn worst(out: &[f32], wanted: &[f32]) -> f32 {
+        out.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
     #[test]
     fn tiles_agree_with_the_definition_for_ragged_grouped_sequences() {
-        let shape = HeadShape { heads: 4, kv_heads: 2, head_dim: 8 };
-        let batch = Batch { sequences: 0..3, spans: vec![0..1, 1..71, 71..201] };
-        let noise = |n: usize, seed: u32| -> Vec<f32> {
-            let mut state = seed;
-            let mut next = || {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-            };
-            (0..n).map(|_| next()).collect()
-        };
-        let (q, k, v) = (noise(201 * 32, 1), noise(201 * 16, 2), noise(201 * 16, 3));
-        let mut out = vec![f32::NAN; q.len()];
-        causal(&q, &k, &v, shape, &batch, &mut out);
-        let wanted = by_definition(&q, &k, &v, shape, &batch);
-        let worst = out.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(worst < 1e-5, "worst difference {worst}");
+        for (heads, kv_heads, head_dim) in [(4, 2, 8), (3, 1, 64), (2, 2, 33), (4, 4, 96)] {
+            let shape = HeadShape { heads, kv_heads, head_dim };
+            let batch = Batch { sequences: 0..4, spans: vec![0..1, 1..71, 71..71, 71..201] };
+            let (wide, narrow) = (heads * head_dim, kv_heads * head_dim);
+            let (q, k, v) = (noise(201 * wide, 1), noise(201 * narrow, 2), noise(201 * narrow, 3));
+            let wanted = by_definition(&q, &k, &v, shape, &batch);
+            let mut out = vec![f32::NAN; q.len()];
+            causal_in_f32(&q, &k, &v, shape, &batch, &mut out);
+            assert!(worst(&out, &wanted) < 1e-5, "{shape:?} in f32: off by {}", worst(&out, &wanted));
+            match Kernel::available()[0] {
+                Kernel::Amx(amx) => {
+                    out.fill(f32::NAN);
+                    matmul::causal(amx, [&q, &k, &v], shape, &batch.spans, &mut out);
+                    assert!(worst(&out, &wanted) < 2e-5, "{shape:?} on AMX: off by {}", worst(&out, &wanted));
+                }
+                Kernel::Portable => eprintln!("amx-bf16 skipped: the processor or the system does not offer it"),
+            }
+        }
+    }
+
+    #[test]
+    fn sharp_and_large_scores_are_kept() {
+        let shape = HeadShape { heads: 1, kv_heads: 1, head_dim: 32 };
+        let batch = Batch { sequences: 0..2, spans: vec![0..100, 100..100] };
+        let large: Vec<f32> = noise(3200, 5).iter().map(|v| v * 40.0).collect();
+        let (k, v) = (noise(3200, 6), noise(3200, 7));
+        let wanted = by_definition(&large, &k, &v, shape, &batch);
+        let mut out = vec![f32::NAN; 3200];
+        causal(&large, &k, &v, shape, &batch, &mut out);
+        // Scores reach about ±100: 2⁻¹⁶ of the sum of magnitudes is an absolute error of some 1e-3 in the exponent.
+        assert!(worst(&out, &wanted) < 2e-3, "off by {}", worst(&out, &wanted));
     }
 }

@@ -42,6 +42,7 @@ impl Buffer {
 /// Gives every free buffer back to the system: between the blocks and the head, whose sizes differ.
 pub fn drain() {
     FREE.lock().unwrap_or_else(|e| e.into_inner()).clear();
+    super::matmul::release_buffers();
 }
 
 impl Deref for Buffer {

@@ -28,6 +28,14 @@ impl Amx {
     pub fn pack_weight(self, _source: SourceRows<'_>, _k: usize, _exact: bool, _panel: &mut [TileRow]) {
         unreachable!("{ABSENT}")
     }
+
+    pub fn pack_strided(self, _: &[f32], _stride: usize, _rows: usize, _k: usize, _panel: &mut [TileRow]) {
+        unreachable!("{ABSENT}")
+    }
+
+    pub fn pack_transposed(self, _: &[f32], _stride: usize, _rows: usize, _columns: usize, _panel: &mut [TileRow]) {
+        unreachable!("{ABSENT}")
+    }
 }
 
 impl Configured {

@@ -21,6 +21,23 @@ impl Amx {
         unsafe { input_panel(&source[..rows], k, panel) }
     }
 
+    /// Packs up to 32 rows of `k` columns, `stride` values apart, as inexact weight rows (keys).
+    pub fn pack_strided(self, values: &[f32], stride: usize, rows: usize, k: usize, panel: &mut [TileRow]) {
+        assert!(rows <= PANEL && k <= stride && values.len() >= (rows.max(1) - 1) * stride + k);
+        assert!(panel.len() == weight_panel_len(k, false));
+        // SAFETY: `self` proves the features.
+        unsafe { f32_panel(values, k, rows, stride, false, panel) }
+    }
+
+    /// Packs a matrix of `rows` rows, `stride` values apart, of which up to 32 columns count, as one panel of the
+    /// *transposed* inexact weight: the columns are the outputs, the rows are summed over (values).
+    pub fn pack_transposed(self, values: &[f32], stride: usize, rows: usize, columns: usize, panel: &mut [TileRow]) {
+        assert!(columns <= PANEL.min(stride) && values.len() >= (rows.max(1) - 1) * stride + columns);
+        assert!(panel.len() == weight_panel_len(rows, false));
+        // SAFETY: `self` proves the features.
+        unsafe { transposed_panel(values, stride, rows, columns, panel) }
+    }
+
     /// Packs up to 32 weight rows of `k` columns into `panel`. `exact`: the values are all representable in bf16.
     pub fn pack_weight(self, source: SourceRows<'_>, k: usize, exact: bool, panel: &mut [TileRow]) {
         let (len, bf16) = match source {
@@ -33,7 +50,7 @@ impl Amx {
         unsafe {
             match source {
                 SourceRows::Bf16(bytes) => bf16_panel(bytes, k, rows, panel),
-                SourceRows::F32(values) => f32_panel(values, k, rows, exact, panel),
+                SourceRows::F32(values) => f32_panel(values, k, rows, k, exact, panel),
             }
         }
     }
@@ -80,14 +97,14 @@ fn bf16_panel(bytes: &[u8], k: usize, rows: usize, panel: &mut [TileRow]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn f32_panel(values: &[f32], k: usize, rows: usize, exact: bool, panel: &mut [TileRow]) {
+fn f32_panel(values: &[f32], k: usize, rows: usize, stride: usize, exact: bool, panel: &mut [TileRow]) {
     for (step, tiles) in panel.chunks_exact_mut(weight_panel_len(STEP, exact)).enumerate() {
         let at = step * STEP;
         let (high, low) = tiles.split_at_mut(PANEL);
         for half in 0..2 {
             let mut lines = [[_mm512_setzero_si512(); 16]; 2];
             for i in 0..rows.saturating_sub(16 * half).min(16) {
-                let (hi, lo) = split(&values[(16 * half + i) * k + at..], lanes(k, at));
+                let (hi, lo) = split(&values[(16 * half + i) * stride + at..], lanes(k, at));
                 lines[0][i] = hi;
                 lines[1][i] = lo;
             }
@@ -95,6 +112,32 @@ fn f32_panel(values: &[f32], k: usize, rows: usize, exact: bool, panel: &mut [Ti
             if !exact {
                 store_transposed(&mut low[16 * half..][..16], lines[1]);
             }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn transposed_panel(values: &[f32], stride: usize, rows: usize, columns: usize, panel: &mut [TileRow]) {
+    // Interleaves the halves of 32 bf16: elements 0, 16, 1, 17, …
+    let mut order = [0u16; 32];
+    for (i, place) in order.iter_mut().enumerate() {
+        *place = (i / 2 + 16 * (i % 2)) as u16;
+    }
+    // SAFETY: the array is 64 bytes.
+    let order = unsafe { _mm512_loadu_epi16(order.as_ptr().cast()) };
+    for (step, tiles) in panel.chunks_exact_mut(2 * PANEL).enumerate() {
+        let (high, low) = tiles.split_at_mut(PANEL);
+        for (i, (high, low)) in high.iter_mut().zip(low).enumerate() {
+            let (half, row) = (i / 16, step * STEP + 2 * (i % 16));
+            let mask = ((1u32 << columns.saturating_sub(16 * half).min(16)) - 1) as u16;
+            let line = |row: usize| {
+                let at = values.as_ptr().wrapping_add(row * stride + 16 * half);
+                // SAFETY: the masked-in values lie inside the matrix (asserted by the caller's checks).
+                if row < rows { unsafe { _mm512_maskz_loadu_ps(mask, at) } } else { _mm512_setzero_ps() }
+            };
+            let (hi, lo) = halves(line(row), line(row + 1));
+            store(high, _mm512_permutexvar_epi16(order, hi));
+            store(low, _mm512_permutexvar_epi16(order, lo));
         }
     }
 }
@@ -110,6 +153,13 @@ fn split(values: &[f32], lanes: u32) -> (__m512i, __m512i) {
     let (first, second) = unsafe {
         (_mm512_maskz_loadu_ps(lanes as u16, at), _mm512_maskz_loadu_ps((lanes >> 16) as u16, at.wrapping_add(16)))
     };
+    halves(first, second)
+}
+
+/// The high and low halves of 32 values.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn halves(first: __m512, second: __m512) -> (__m512i, __m512i) {
     // SAFETY: __m512bh and __m512i are both 64 bytes of plain bits.
     let hi: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(second, first)) };
     let rest_first = _mm512_sub_ps(first, widen(_mm512_castsi512_si256(hi)));

@@ -21,7 +21,7 @@ pub struct Product<'a> {
     pub m: usize,
     pub n: usize,
     pub k: usize,
-    /// Input panels, one after the other; what follows them is not read.
+    /// Input panels, one after the other.
     pub input: &'a [TileRow],
     /// Weight panels, one after the other.
     pub weight: &'a [TileRow],
@@ -47,7 +47,7 @@ impl Product<'_> {
     pub fn run(&self, y: &mut [f32]) {
         let (row_panels, column_panels) = (self.m.div_ceil(PANEL), self.n.div_ceil(PANEL));
         assert!(y.len() == self.m * self.n);
-        assert!(self.input.len() >= row_panels * input_panel_len(self.k));
+        assert!(self.input.len() == row_panels * input_panel_len(self.k));
         assert!(self.weight.len() == column_panels * weight_panel_len(self.k, self.exact));
 
         let cached = INPUT_BYTES / (input_panel_len(self.k) * size_of::<TileRow>());

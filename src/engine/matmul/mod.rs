@@ -18,8 +18,10 @@
 //! of an input, which are summed in another order; not on threads, blocks or its neighbours.
 
 mod amx_panels;
+mod causal;
 mod packed;
 mod portable;
+mod recycled;
 mod tiles;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -36,8 +38,10 @@ mod tests;
 use std::sync::OnceLock;
 
 use amx::Amx;
+pub(super) use causal::causal;
 use packed::{InputData, WeightData};
-pub use packed::{PackedInput, PackedWeight, release_buffers};
+pub use packed::{PackedInput, PackedWeight};
+pub use recycled::release_buffers;
 
 /// How products are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

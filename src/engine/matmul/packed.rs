@@ -2,11 +2,11 @@
 //! few products, in a recycled buffer).
 
 use std::borrow::Cow;
-use std::sync::Mutex;
 
 use rayon::prelude::*;
 
 use super::amx::Amx;
+use super::recycled::Recycled;
 use super::tiles::{PANEL, SourceRows, TileBuffer, TileRow, input_panel_len, weight_panel_len};
 use super::{Kernel, kernel};
 
@@ -137,8 +137,7 @@ pub struct PackedInput<'x> {
 }
 
 pub(super) enum InputData<'x> {
-    /// The buffer may be longer than the input.
-    Tiles(Amx, TileBuffer),
+    Tiles(Amx, Recycled),
     Rows(Cow<'x, [f32]>),
 }
 
@@ -202,48 +201,13 @@ impl<'x> PackedInput<'x> {
     }
 }
 
-/// Packed inputs that are in nobody's hands: fresh pages for every product would cost about as much as the product.
-static POOL: Mutex<Vec<TileBuffer>> = Mutex::new(Vec::new());
-/// Buffers kept.
-const POOL_SIZE: usize = 4;
-
-/// A buffer of at least `len` tile rows; what it holds is left over from earlier inputs.
-fn recycled(len: usize) -> TileBuffer {
-    let mut pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
-    let fitting = (0..pool.len()).filter(|&i| pool[i].len() >= len).min_by_key(|&i| pool[i].len());
-    let found = fitting.map(|i| pool.swap_remove(i));
-    drop(pool);
-    found.unwrap_or_else(|| TileBuffer::zeroed(len))
-}
-
 fn input_tiles<'a>(amx: Amx, m: usize, k: usize, row: impl Fn(usize) -> &'a [f32] + Sync) -> InputData<'static> {
-    let panel_len = input_panel_len(k);
-    let len = m.div_ceil(PANEL) * panel_len;
-    let mut tiles = recycled(len);
+    let len = input_panel_len(k);
+    let mut tiles = Recycled::new(m.div_ceil(PANEL) * len);
     if len > 0 {
-        tiles.rows_mut()[..len].par_chunks_exact_mut(panel_len).enumerate().for_each(|(i, panel)| {
+        tiles.rows_mut().par_chunks_exact_mut(len).enumerate().for_each(|(i, panel)| {
             amx.pack_input(|r| row(i * PANEL + r), PANEL.min(m - i * PANEL), panel);
         });
     }
     InputData::Tiles(amx, tiles)
-}
-
-impl Drop for PackedInput<'_> {
-    fn drop(&mut self) {
-        if let InputData::Tiles(_, tiles) = &mut self.data {
-            let mut pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
-            pool.push(std::mem::take(tiles));
-            if pool.len() > POOL_SIZE {
-                // The smallest is the cheapest to make again.
-                if let Some(least) = (0..pool.len()).min_by_key(|&i| pool[i].len()) {
-                    pool.swap_remove(least);
-                }
-            }
-        }
-    }
-}
-
-/// Frees the input buffers kept for reuse (after a pass, or between phases whose sizes differ).
-pub fn release_buffers() {
-    POOL.lock().unwrap_or_else(|e| e.into_inner()).clear();
 }

@@ -84,7 +84,7 @@ fn large_products_are_cut_into_blocks_without_seams() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn products_match_f64_for_any_shape(m in 1usize..80, n in 1usize..80, k in 1usize..140, seed: u64) {
         on_each_kernel(|kernel| check(kernel, m, n, k, seed));
