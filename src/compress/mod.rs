@@ -1,1 +1,90 @@
-//! (placeholder)
+//! The room where weights change: expert profile, expert prune, quantization.
+//!
+//! Enters: an open model (a Hugging Face directory), a corpus, numbers resolved by the plan. Leaves: files — an
+//! importance table, a smaller model directory, a GGUF file — and a report of what was done. Every transform reads
+//! tensors in shard order and writes the output once; none of them judges its own result (that is `gate`).
+
+mod corpus;
+mod expert_prune;
+mod gguf_jobs;
+mod importance;
+mod quant_gguf;
+mod selection;
+
+use std::path::{Path, PathBuf};
+
+use crate::fault::{Fault, FaultClass};
+
+pub use corpus::{Corpus, read_corpus};
+pub use expert_prune::{Lineage, PruneOptions, PrunePlan, PruneReport, TensorFate, plan_prune, rewrite};
+pub use importance::{IMPORTANCE_FILE, Importance, METRIC_VERSION};
+pub use quant_gguf::{PlannedTensor, QUANT_TYPES, QuantPlan, plan_quant, quant_type, write_gguf};
+pub use selection::{Metric, keep_top};
+
+/// Called with the bytes finished so far; the caller knows the total from the plan.
+pub type ByteProgress<'a> = &'a (dyn Fn(u64) + Sync);
+
+/// What can go wrong while weights are changed.
+#[derive(Debug, thiserror::Error)]
+pub enum CompressError {
+    /// The corpus cannot be read or holds no usable text.
+    #[error("calibration corpus {path}: {reason}")]
+    Corpus { path: PathBuf, reason: String, hint: &'static str },
+    /// The importance table does not belong to this model or is damaged.
+    #[error("importance table {path}: {reason}")]
+    Importance { path: PathBuf, reason: String },
+    /// The router counts of a profile do not add up: a layer was not seen, or seen in part.
+    #[error("expert profile: layer {layer}: {reason}")]
+    Coverage { layer: usize, reason: String },
+    /// The request does not fit this model.
+    #[error("{what}: {reason}")]
+    Refused { what: &'static str, reason: String, hint: &'static str },
+    /// A tensor holds values that no format can carry.
+    #[error("tensor {tensor}: {reason}")]
+    Tensor { tensor: String, reason: String },
+    #[error("{action} {path}")]
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Model(#[from] crate::model::ModelError),
+    #[error(transparent)]
+    Family(#[from] crate::family::FamilyError),
+    #[error(transparent)]
+    Engine(#[from] crate::engine::EngineError),
+}
+
+impl CompressError {
+    /// An I/O error with what was done to which path; for `map_err`.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> CompressError {
+        let path = path.to_owned();
+        move |source| CompressError::Io { action, path, source }
+    }
+}
+
+impl From<CompressError> for Fault {
+    fn from(error: CompressError) -> Fault {
+        match error {
+            CompressError::Corpus { hint, .. } => Fault::source(error.to_string()).hint(hint),
+            CompressError::Importance { .. } => Fault::source(error.to_string())
+                .hint("profile this model with an expert-activation-profile stage before the prune"),
+            CompressError::Coverage { .. } => Fault::internal(error.to_string())
+                .hint("the counts are not used; report this with the model's config.json"),
+            CompressError::Refused { hint, .. } => Fault::recipe(error.to_string()).hint(hint),
+            CompressError::Tensor { .. } => {
+                Fault::source(error.to_string()).hint("the source model is damaged: fetch it again and compare hashes")
+            }
+            CompressError::Io { action, path, source } => Fault::new(io_class(&source), format!("{action} {}", path.display()))
+                .caused_by(source),
+            CompressError::Model(e) => e.into(),
+            CompressError::Family(e) => e.into(),
+            CompressError::Engine(e) => e.into(),
+        }
+    }
+}
+
+/// A full disk is a matter of resources; every other I/O error may pass.
+pub(crate) fn io_class(error: &std::io::Error) -> FaultClass {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => FaultClass::Resource,
+        _ => FaultClass::Infra,
+    }
+}

@@ -59,7 +59,7 @@ pub fn gguf_name(role: Role) -> String {
 
 /// In a permuted q or k of head width `head_dim`, row `row` of a head comes from this row of the half-split layout:
 /// rotary pairs (i, i + head_dim/2) become neighbours.
-pub(super) fn permuted_row(row: usize, head_dim: usize) -> usize {
+pub fn permuted_row(row: usize, head_dim: usize) -> usize {
     row / 2 + (row % 2) * (head_dim / 2)
 }
 

@@ -17,7 +17,7 @@ mod view;
 
 pub use error::FamilyError;
 
-pub use gguf_names::{GgufContent, GgufTensor, gguf_name, gguf_tensors};
+pub use gguf_names::{GgufContent, GgufTensor, gguf_name, gguf_tensors, permuted_row};
 pub use open::{Format, OpenModel, open};
 pub use rope::{RopeScaling, RopeSpec};
 pub use spec::{

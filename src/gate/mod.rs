@@ -1,1 +1,71 @@
-//! (placeholder)
+//! The room that decides: is the artifact what the plan said, can it be read back, is it good enough?
+//!
+//! Enters: artifacts on disk, re-opened by fresh readers, and figures that other rooms measured. Leaves: evidence, or
+//! an error that names the artifact, the figure and its limit. Nothing here measures or writes a model.
+
+mod acceptance;
+mod evidence;
+mod finite;
+mod pass_through;
+mod reload;
+
+use std::path::PathBuf;
+
+use crate::fault::Fault;
+
+pub use acceptance::{ArtifactFigures, Figures, admissible, judge};
+pub use evidence::Evidence;
+pub use finite::first_non_finite;
+pub use pass_through::pass_through;
+pub use reload::{GATE_TOKENS, ScoreLimit, judge_score, reopen, short_score};
+
+/// Why an artifact does not pass.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// A tensor is not what the plan says it must be.
+    #[error("{subject}: tensor {tensor} {why}")]
+    Changed { subject: String, tensor: String, why: String },
+    /// A weight is NaN or infinite; it came so from the source.
+    #[error("{subject}: tensor {tensor}, element {element} is not finite")]
+    NonFinite { subject: String, tensor: String, element: usize },
+    /// The re-opened artifact does not score like its parent.
+    #[error("{subject}: {why}")]
+    Score { subject: String, why: String },
+    /// One or more acceptance criteria were missed.
+    #[error("acceptance criteria missed: {}", .0.join("; "))]
+    Missed(Vec<String>),
+    #[error("{subject} cannot be read back")]
+    Unreadable { subject: PathBuf, source: crate::family::FamilyError },
+    #[error(transparent)]
+    Model(#[from] crate::model::ModelError),
+    #[error(transparent)]
+    Engine(#[from] crate::engine::EngineError),
+}
+
+impl GateError {
+    fn changed(subject: &str, tensor: &str, why: &str) -> Self {
+        GateError::Changed { subject: subject.into(), tensor: tensor.into(), why: why.into() }
+    }
+}
+
+impl From<GateError> for Fault {
+    fn from(error: GateError) -> Fault {
+        let message = error.to_string();
+        match error {
+            GateError::Changed { .. } => Fault::internal(message)
+                .hint("the artifact is not shipped; report this with the recipe and the source's config.json"),
+            GateError::NonFinite { .. } => {
+                Fault::source(message).hint("the source model is damaged: fetch it again and compare its file hashes")
+            }
+            GateError::Score { .. } => {
+                Fault::quality(message).hint("compress less (keep more experts, use more bits), or mend the source")
+            }
+            GateError::Missed(_) => {
+                Fault::quality(message).hint("compress less, or change acceptanceCriteria in the recipe")
+            }
+            GateError::Unreadable { source, .. } => Fault::internal(message).caused_by(source),
+            GateError::Model(e) => e.into(),
+            GateError::Engine(e) => e.into(),
+        }
+    }
+}

@@ -5,3 +5,5 @@ mod house_rules;
 mod model_files;
 mod oracle;
 mod recipe;
+mod stages;
+mod worker;

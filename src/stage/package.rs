@@ -1,0 +1,187 @@
+//! `package`: lays out the artifact folder: the files that ship, as hard links, so that nothing is stored twice.
+//!
+//! The documents that tell of the result (manifest, executed recipe, model card) are written when everything is
+//! measured and judged: see `worker`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{Admission, Artifact, Place, Product, Span, Stage, StageContext};
+use crate::fault::{Fault, Outcome};
+use crate::recipe::{Finding, PlannedStage, Predicted, StageSpec};
+use crate::units::Bytes;
+
+pub(super) struct Package;
+
+/// The artifact folder below the work folder.
+pub const ARTIFACT_DIR: &str = "artifact";
+/// The format of a package stage that the recipe does not write but the plan adds.
+const EVERYTHING: &str = "auto";
+
+impl Stage for Package {
+    fn type_name(&self) -> &'static str {
+        "package"
+    }
+
+    fn summary(&self) -> &'static str {
+        "put the artifact together: model files, manifest, executed recipe, model card"
+    }
+
+    fn plan(&self, admission: &mut Admission<'_>, spec: &StageSpec, place: Place) -> PlannedStage {
+        let StageSpec::Package(package) = spec else { return place.planned(spec) };
+        let key = place.key("format");
+        match package.format.as_str() {
+            "gguf" if admission.artifacts.is_empty() => {
+                let finding = Finding::error(key, "no quant stage before it writes a GGUF file");
+                admission.refuse(finding.hint("add a quant stage, or package safetensors"));
+            }
+            "safetensors" if !admission.is_pruned => {
+                let finding = Finding::error(key, "no stage before it changes the model's safetensors");
+                admission.refuse(finding.hint("add an expert-prune stage, or package gguf"));
+            }
+            EVERYTHING if admission.artifacts.is_empty() && !admission.is_pruned => {
+                admission.refuse(Finding::error(key, "no stage before it makes an artifact").hint("add a quant stage"));
+            }
+            "gguf" | "safetensors" | EVERYTHING => {}
+            other => {
+                let finding = Finding::error(key, format!("this build packages gguf and safetensors, not {other:?}"));
+                admission.refuse(finding.hint("say gguf, safetensors or auto"));
+            }
+        }
+        admission.is_packaged = true;
+        finish(place.planned(spec), &package.format)
+    }
+
+    fn run(&self, cx: &StageContext<'_>, _planned: &PlannedStage, span: Span<'_>) -> Outcome<Product> {
+        let dir = cx.fresh_dir(ARTIFACT_DIR)?;
+        let mut files = Vec::new();
+        for artifact in cx.shipping() {
+            span.at(0.1, "lay out the artifact");
+            let from = cx.work.join(&artifact.path);
+            if from.is_dir() {
+                let mut names = Vec::new();
+                list(&from, Path::new(""), &mut names)?;
+                for name in names {
+                    files.push(place_file(&from.join(&name), &dir, &name)?);
+                }
+            } else {
+                let name = PathBuf::from(from.file_name().unwrap_or_default());
+                files.push(place_file(&from, &dir, &name)?);
+            }
+        }
+        // Evidence of how a prune was decided travels with every artifact.
+        let evidence = cx.importance.iter().cloned().chain(cx.metadata());
+        for from in evidence {
+            let name = PathBuf::from(from.file_name().unwrap_or_default());
+            if from.is_file() && !dir.join(&name).exists() {
+                files.push(place_file(&from, &dir, &name)?);
+            }
+        }
+        let bytes: u64 = cx.shipping().iter().map(|a| a.bytes).sum();
+        Ok(Product {
+            summary: Some(format!("{} files, {}", files.len(), Bytes(bytes))),
+            files: files.into_iter().map(|name| Path::new(ARTIFACT_DIR).join(name)).collect(),
+            packaged: Some(ARTIFACT_DIR.into()),
+            ..Product::default()
+        })
+    }
+}
+
+fn finish(planned: PlannedStage, format: &str) -> PlannedStage {
+    PlannedStage {
+        title: format!("package {format}"),
+        outputs: vec![ARTIFACT_DIR.into()],
+        predicted: Predicted { seconds: 0.1, ..Predicted::default() },
+        ..planned
+    }
+}
+
+/// The package stage that a recipe with artifacts but without one gets.
+pub(super) fn implied(admission: &mut Admission<'_>, place: Place) -> PlannedStage {
+    let text = serde_json::json!({ "type": "package", "format": EVERYTHING });
+    admission.refuse(Finding::note("stages", "no package stage: the artifacts are packaged at the end"));
+    let planned = PlannedStage {
+        index: place.0,
+        type_name: "package".into(),
+        title: String::new(),
+        resolved: text,
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        predicted: Predicted::default(),
+    };
+    finish(planned, EVERYTHING)
+}
+
+/// The artifacts that ship under a package format: those of the format; for `auto` the GGUF files, or, when there are
+/// none, the model directory. Of several model directories the last replaces the others.
+pub(super) fn shipping<'a>(artifacts: &'a [Artifact], format: &str) -> Vec<&'a Artifact> {
+    let gguf: Vec<&Artifact> = artifacts.iter().filter(|a| a.format == "gguf").collect();
+    match format {
+        "gguf" => gguf,
+        "safetensors" => artifacts.iter().rev().find(|a| a.format == "safetensors").into_iter().collect(),
+        _ if gguf.is_empty() => artifacts.last().into_iter().collect(),
+        _ => gguf,
+    }
+}
+
+fn list(base: &Path, below: &Path, names: &mut Vec<PathBuf>) -> Outcome<()> {
+    let dir = base.join(below);
+    let failed = |e| Fault::infra(format!("list {}", dir.display())).caused_by(e);
+    for entry in fs::read_dir(&dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = below.join(entry.file_name());
+        if entry.path().is_dir() {
+            list(base, &name, names)?;
+        } else {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(())
+}
+
+/// A hard link; a copy where the filesystem has none.
+fn place_file(from: &Path, dir: &Path, name: &Path) -> Outcome<PathBuf> {
+    let to = dir.join(name);
+    let failed = |e| Fault::infra(format!("put {} into the artifact", from.display())).caused_by(e);
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
+    match fs::hard_link(from, &to) {
+        Ok(()) => {}
+        Err(_) => {
+            fs::copy(from, &to).map_err(failed)?;
+        }
+    }
+    Ok(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn artifact(path: &str, format: &str) -> Artifact {
+        Artifact {
+            path: path.into(),
+            format: format.into(),
+            dtype: "Q8_0".into(),
+            bytes: 1,
+            parameters: 1,
+            active_parameters: 1,
+            bits_per_weight: 8.0,
+        }
+    }
+
+    #[test]
+    fn what_ships_depends_on_the_format() {
+        let all = [artifact("pruned", "safetensors"), artifact("a", "gguf"), artifact("b", "gguf")];
+        let paths = |format: &str, all: &[Artifact]| -> Vec<String> {
+            shipping(all, format).iter().map(|a| a.path.display().to_string()).collect()
+        };
+        assert_eq!(paths("auto", &all), ["a", "b"]);
+        assert_eq!(paths("gguf", &all), ["a", "b"]);
+        assert_eq!(paths("safetensors", &all), ["pruned"]);
+        assert_eq!(paths("auto", &all[..1]), ["pruned"]);
+        assert!(paths("auto", &[]).is_empty());
+    }
+}

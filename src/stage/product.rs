@@ -1,0 +1,76 @@
+//! What a stage hands on: files in the work folder, and what they are. Kept in the checkpoint, so that a stage that is
+//! skipped after a crash leaves the context as if it had run.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::gate::Evidence;
+use crate::units::Sha;
+
+/// One file or directory that ships.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Artifact {
+    /// Relative to the work folder: a GGUF file or a model directory.
+    pub path: PathBuf,
+    /// `gguf` or `safetensors`.
+    pub format: String,
+    /// The type asked for, e.g. `Q8_0`; the source's own type for a pruned directory.
+    #[serde(rename = "type")]
+    pub dtype: String,
+    /// Bytes of all weight files, headers included.
+    pub bytes: u64,
+    /// Parameters stored; a tied head counts once.
+    pub parameters: u64,
+    /// Parameters one token meets.
+    pub active_parameters: u64,
+    /// Whole file: 8 × bytes ÷ parameters.
+    pub bits_per_weight: f64,
+}
+
+/// One scored text on one model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    pub benchmark: String,
+    /// The artifact measured, relative to the work folder; `None`: the source model.
+    pub artifact: Option<PathBuf>,
+    pub convention: String,
+    pub context: usize,
+    /// Tokens scored.
+    pub tokens: u64,
+    /// Mean negative log-likelihood per scored token, nats.
+    pub nll: f64,
+    pub nll_stderr: f64,
+    pub perplexity: f64,
+    pub seconds: f64,
+    pub data_sha256: String,
+}
+
+/// The outcome of one stage.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Product {
+    /// Every file written, relative to the work folder; hashed into the checkpoint.
+    pub files: Vec<PathBuf>,
+    /// Hashes of files that their writer made while writing; the others are read again.
+    #[serde(skip)]
+    pub known_hashes: HashMap<PathBuf, Sha>,
+    /// The importance table, for a later prune.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub importance: Option<PathBuf>,
+    /// A model directory that replaces the current model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
+    /// Artifacts added.
+    pub artifacts: Vec<Artifact>,
+    pub measurements: Vec<Measurement>,
+    pub evidence: Vec<Evidence>,
+    /// The artifact folder, once laid out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packaged: Option<PathBuf>,
+    pub warnings: Vec<String>,
+    /// One line for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary: Option<String>,
+}

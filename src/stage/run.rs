@@ -1,0 +1,155 @@
+//! Runs the stages of a plan in their order, each once: verified and skipped when an earlier attempt did it already.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::checkpoint::{Checkpoint, Checkpoints, hash_of_outputs, hash_outputs};
+use super::crash::crash_point;
+use super::{Product, StageContext, stage_named};
+use crate::fault::{Fault, Outcome};
+use crate::gate::Evidence;
+use crate::line::stamp;
+use crate::line::wire::WorkerMessage;
+use crate::recipe::PlannedStage;
+use crate::units::Sha;
+
+/// What is said about one stage in the result.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StageRecord {
+    pub stage: String,
+    pub title: String,
+    /// Of the run that did the work; a skipped stage keeps the time of the attempt that did it.
+    pub elapsed_s: f64,
+    pub predicted_s: f64,
+    /// True when this attempt found it done.
+    pub skipped: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary: Option<String>,
+}
+
+/// What all stages left together.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    pub stages: Vec<StageRecord>,
+    pub evidence: Vec<Evidence>,
+    pub warnings: Vec<String>,
+    pub checkpoints: Checkpoints,
+}
+
+/// The key of a stage in the checkpoint file.
+fn key(planned: &PlannedStage) -> String {
+    format!("{:02}-{}", planned.index, planned.type_name)
+}
+
+/// Runs every stage of the plan of `cx`. A fault stops the run; what is done stays checkpointed.
+pub fn run_stages(cx: &mut StageContext<'_>) -> Outcome<Summary> {
+    let mut summary = Summary::default();
+    let mut checkpoints = Checkpoints::read(cx.work);
+    let of = cx.plan.stages.len();
+    // Everything before a stage decides its result; the chain carries it.
+    let mut before = source_hash(cx);
+    for (index, planned) in cx.plan.stages.iter().enumerate() {
+        let stage = planned.type_name.clone();
+        cx.progress.begin(&stage);
+        cx.progress.send(&WorkerMessage::StageStarted { stage: stage.clone(), index, of });
+        crash_point(&format!("{stage}:started"));
+        let inputs = input_hashes(cx, planned, &before);
+        let started = Instant::now();
+        let (done, skipped) = match checkpoints.verified(cx.work, &key(planned), &inputs) {
+            Some(done) => (done.clone(), true),
+            None => (run_one(cx, planned, inputs, started)?, false),
+        };
+        cx.advance(&done.product);
+        before = chain(&done.input_hashes, &done.output_hash);
+        if !skipped {
+            crash_point(&format!("{stage}:written"));
+            checkpoints.stages.insert(key(planned), done.clone());
+            checkpoints.write(cx.work)?;
+            crash_point(&format!("{stage}:checkpointed"));
+        }
+        cx.progress.send(&WorkerMessage::StageCompleted {
+            stage: stage.clone(),
+            elapsed_s: started.elapsed().as_secs_f64(),
+            summary: done.product.summary.clone(),
+            skipped,
+        });
+        summary.record(planned, &done, skipped);
+    }
+    summary.checkpoints = checkpoints;
+    Ok(summary)
+}
+
+impl Summary {
+    fn record(&mut self, planned: &PlannedStage, done: &Checkpoint, skipped: bool) {
+        self.evidence.extend(done.product.evidence.iter().cloned());
+        self.warnings.extend(done.product.warnings.iter().cloned());
+        self.stages.push(StageRecord {
+            stage: planned.type_name.clone(),
+            title: planned.title.clone(),
+            elapsed_s: done.elapsed_s,
+            predicted_s: planned.predicted.seconds,
+            skipped,
+            summary: done.product.summary.clone(),
+        });
+    }
+}
+
+fn run_one(
+    cx: &StageContext<'_>,
+    planned: &PlannedStage,
+    input_hashes: BTreeMap<String, String>,
+    started: Instant,
+) -> Outcome<Checkpoint> {
+    let stage = stage_named(&planned.type_name)
+        .ok_or_else(|| Fault::internal(format!("plan: no stage of type {:?} in this build", planned.type_name)))?;
+    let product: Product = stage.run(cx, planned, cx.progress.span(0.0, 0.98))?;
+    for warning in &product.warnings {
+        cx.progress.warn(warning.clone());
+    }
+    cx.progress.span(0.98, 1.0).at(0.0, "hash what was written");
+    let outputs = hash_outputs(cx.work, &product)?;
+    Ok(Checkpoint {
+        stage: planned.type_name.clone(),
+        completed_at: stamp::seconds(chrono::Utc::now()),
+        elapsed_s: started.elapsed().as_secs_f64(),
+        input_hashes,
+        output_path: planned.outputs.first().map(Into::into),
+        output_hash: hash_of_outputs(&outputs),
+        outputs,
+        product,
+    })
+}
+
+/// What the result of a stage is a function of.
+fn input_hashes(cx: &StageContext<'_>, planned: &PlannedStage, before: &str) -> BTreeMap<String, String> {
+    let settings = format!("{} {} {}", env!("CARGO_PKG_VERSION"), planned.type_name, planned.resolved);
+    let mut inputs = BTreeMap::from([
+        ("settings".to_owned(), Sha::of(settings.as_bytes()).tagged()),
+        ("before".to_owned(), before.to_owned()),
+        ("device".to_owned(), cx.plan.device.clone()),
+    ]);
+    let mine = format!("stages[{}].", planned.index);
+    for text in cx.plan.texts.iter().filter(|text| text.key.starts_with(&mine)) {
+        inputs.insert(text.key.clone(), text.sha256.tagged());
+    }
+    inputs
+}
+
+/// One hash over every file of the source: configuration and tokenizer decide results too.
+fn source_hash(cx: &StageContext<'_>) -> String {
+    let mut text = cx.plan.source.path.display().to_string();
+    for file in &cx.plan.source.files {
+        text.push_str(&format!("\n{} {}", file.name, file.sha256));
+    }
+    Sha::of(text.as_bytes()).tagged()
+}
+
+fn chain(inputs: &BTreeMap<String, String>, output: &str) -> String {
+    let mut text = output.to_owned();
+    for (name, hash) in inputs {
+        text.push_str(&format!("\n{name} {hash}"));
+    }
+    Sha::of(text.as_bytes()).tagged()
+}
