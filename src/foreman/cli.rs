@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser};
 
@@ -9,6 +10,7 @@ use super::commands::{Command, status};
 use super::desk::{Desk, Verb};
 use super::exit::{ExitKind, Problem};
 use super::printer::{ColorWish, Printer};
+use crate::worker::{self, WorkerArgs};
 
 /// Run a model-compression line: put recipes in, watch them being built, get measured models out
 #[derive(Parser)]
@@ -31,7 +33,16 @@ struct Cli {
     color: ColorWish,
 
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<Word>,
+}
+
+#[derive(clap::Subcommand)]
+enum Word {
+    #[command(flatten)]
+    Verb(Command),
+    /// Build one part; started by the supervisor
+    #[command(hide = true)]
+    Worker(WorkerArgs),
 }
 
 /// The command line as clap sees it: help, completions and man pages come from it.
@@ -40,39 +51,41 @@ pub fn command() -> clap::Command {
 }
 
 /// Runs one command line and says how it ended.
-pub fn run(words: Vec<OsString>) -> u8 {
+pub fn run(words: Vec<OsString>) -> ExitCode {
     let wish = early_color(&words);
-    let cli =
-        match command().color(clap_color(wish)).try_get_matches_from(&words).and_then(|m| Cli::from_arg_matches(&m)) {
-            Ok(cli) => cli,
-            Err(error) => return refuse(&words, wish, &error),
-        };
+    let matches = command().color(clap_color(wish)).try_get_matches_from(&words);
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&words, wish, &error).into(),
+    };
+    let command = match cli.command {
+        Some(Word::Worker(args)) => return worker::main(&args),
+        Some(Word::Verb(command)) => command,
+        None => Command::Status(status::Args::default()),
+    };
     let mut desk = Desk::new(cli.root, Printer::new(cli.json, cli.color));
-    let command = cli.command.unwrap_or_else(|| Command::Status(status::Args::default()));
     let answer = command.run(&mut desk).and_then(|kind| desk.printer.flush().map(|()| kind));
-    match answer {
-        Ok(kind) => kind.code(),
-        Err(problem) => {
-            desk.printer.problem(&problem);
-            problem.kind().code()
-        }
-    }
+    let kind = answer.unwrap_or_else(|problem| {
+        desk.printer.problem(&problem);
+        problem.kind()
+    });
+    kind.into()
 }
 
 /// Help and version go to stdout and are no error; everything else clap says is a usage error.
-fn refuse(words: &[OsString], wish: ColorWish, error: &clap::Error) -> u8 {
+fn refuse(words: &[OsString], wish: ColorWish, error: &clap::Error) -> ExitKind {
     use clap::error::ErrorKind;
     let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     let wants_json = words.iter().any(|word| word == "--json");
     if asked || !wants_json {
         // A closed pipe is not an error.
         let _ = error.print();
-        return if asked { ExitKind::Ok.code() } else { ExitKind::Usage.code() };
+        return if asked { ExitKind::Ok } else { ExitKind::Usage };
     }
     let text = error.render().to_string();
     let message = text.trim().trim_start_matches("error: ").lines().next().unwrap_or("wrong usage").to_owned();
     Printer::new(true, wish).problem(&Problem::usage(message).hinted("foreman --help, or foreman COMMAND --help"));
-    ExitKind::Usage.code()
+    ExitKind::Usage
 }
 
 /// `--color` before the command line is parsed, so that usage errors obey it too.

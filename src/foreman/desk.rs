@@ -1,6 +1,6 @@
 //! What every command has before it: the line it was asked about and the printer.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -28,6 +28,11 @@ impl Desk {
         let root_words = root.as_deref().map(|root| format!(" --root {}", shell_path(root))).unwrap_or_default();
         let here = || if Layout::at(".").station(Station::Intake).is_dir() { "." } else { ".factory" };
         Desk { root: root.unwrap_or_else(|| PathBuf::from(here())), root_words, printer }
+    }
+
+    /// The root that was asked for, if any was.
+    pub fn given_root(&self) -> Option<&Path> {
+        Some(self.root.as_path()).filter(|_| !self.root_words.is_empty())
     }
 
     /// The line where it should be, whether it is there or not.

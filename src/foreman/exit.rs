@@ -1,6 +1,7 @@
 //! How a command ends: the exit codes scripts may rely on, and the one error shape operators see.
 
 use std::io;
+use std::process::ExitCode;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -47,6 +48,12 @@ impl ExitKind {
             ExitKind::LockHeld => 8,
             ExitKind::Refused => 9,
         }
+    }
+}
+
+impl From<ExitKind> for ExitCode {
+    fn from(kind: ExitKind) -> ExitCode {
+        ExitCode::from(kind.code())
     }
 }
 

@@ -10,6 +10,7 @@ mod commands;
 mod desk;
 pub mod exit;
 mod printer;
+mod progress;
 mod subject;
 mod wording;
 
@@ -23,5 +24,5 @@ pub use printer::SCHEMA_VERSION;
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
-    ExitCode::from(cli::run(words))
+    cli::run(words)
 }

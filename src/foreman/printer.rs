@@ -83,12 +83,17 @@ impl Printer {
 
     /// True when stderr is a terminal that can show a moving bar.
     pub fn animates(&self) -> bool {
-        self.animate
+        self.animate && !self.json
     }
 
     /// `text` in the colour of its meaning, for stdout.
     pub fn paint(&self, tone: Tone, text: &str) -> String {
         paint(self.color_out, tone, text)
+    }
+
+    /// A handle for messages that threads may share.
+    pub fn notes(&self) -> Notes {
+        Notes { silent: self.json }
     }
 
     /// One line of data. Does nothing in JSON mode, so that a document stays alone.
@@ -156,6 +161,20 @@ impl Printer {
         if let Some(hint) = hint {
             let _ = writeln!(self.err);
             self.hint(hint);
+        }
+    }
+}
+
+/// Writes messages to stderr from any thread; silent in JSON mode.
+#[derive(Clone, Copy, Debug)]
+pub struct Notes {
+    silent: bool,
+}
+
+impl Notes {
+    pub fn note(&self, text: impl AsRef<str>) {
+        if !self.silent {
+            let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
         }
     }
 }

@@ -32,6 +32,7 @@ macro_rules! verbs {
 verbs! {
     init => Init,
     enqueue => Enqueue,
+    run => Run,
     status => Status,
     list => List,
     show => Show,

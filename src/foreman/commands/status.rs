@@ -10,7 +10,7 @@ use crate::node::Node;
 use crate::units::Bytes;
 
 /// Show the line at a glance: being built, waiting and why, finished
-#[derive(clap::Args, Default)]
+#[derive(clap::Args)]
 #[command(after_help = "Example:\n  foreman status\n  foreman status --json | jq .waiting")]
 pub struct Args {
     /// How many finished parts to show
@@ -18,11 +18,17 @@ pub struct Args {
     newest: usize,
 }
 
+impl Default for Args {
+    fn default() -> Self {
+        Args { newest: 5 }
+    }
+}
+
 impl Verb for Args {
     fn run(&self, desk: &mut Desk) -> Answer {
         let layout = desk.line()?;
         let node = Node::read(layout.root())?;
-        let board = Board::read(&layout, &node, self.newest.max(1))?;
+        let board = Board::read(&layout, &node, self.newest)?;
         let start = desk.command("run");
         desk.answer(&board, |board, printer| {
             head(board, printer)?;
