@@ -107,3 +107,33 @@ fn half_away_rounding_and_ties_of_magnitude() {
     quantize_q4_0(&block, &mut bytes);
     assert_eq!(half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(), -1.0);
 }
+
+/// One file of the vectors that `scripts/make_codec_vectors.py` writes with gguf's own quantizers.
+fn vector(name: &str) -> Vec<u8> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/codec").join(name);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn floats(raw: &[u8]) -> Vec<f32> {
+    raw.as_chunks::<4>().0.iter().map(|raw| f32::from_le_bytes(*raw)).collect()
+}
+
+#[test]
+fn every_codec_writes_the_bytes_ggml_writes() {
+    let values = floats(&vector("values.f32"));
+    for codec in CODECS.iter().filter(|codec| codec.dtype() != Dtype::F32) {
+        let expected = vector(&format!("values.{}", codec.name().to_lowercase()));
+        let mut bytes = vec![0; expected.len()];
+        codec.encode(&values, &mut bytes);
+        let block = codec.dtype().block_bytes();
+        for (i, (ours, theirs)) in bytes.chunks(block).zip(expected.chunks(block)).enumerate() {
+            assert_eq!(ours, theirs, "{}: block {i}", codec.name());
+        }
+        if codec.dtype().block_elems() > 1 {
+            let back = floats(&vector(&format!("values.{}.back.f32", codec.name().to_lowercase())));
+            let mut ours = vec![0f32; values.len()];
+            codec.decode(&bytes, &mut ours);
+            assert_eq!(ours, back, "{}", codec.name());
+        }
+    }
+}

@@ -7,3 +7,4 @@ mod oracle;
 mod recipe;
 mod stages;
 mod worker;
+mod tokenizers;
