@@ -138,7 +138,7 @@ fn refuse_sliding_window(keys: &Keys<'_>, layers: usize) -> Result<(), FamilyErr
     }
     let sliding = match keys.texts("layer_types")? {
         Some(kinds) => kinds.contains(&"sliding_attention"),
-        None => keys.count("max_window_layers")?.is_none_or(|first| first < layers),
+        None => keys.0.opt_usize("max_window_layers")?.is_none_or(|first| first < layers),
     };
     let cuts = keys.count("max_position_embeddings")?.is_none_or(|positions| window < positions);
     if sliding && cuts {

@@ -2,6 +2,7 @@
 //! and `experts.down_proj` `[E, H, I]`. They are presented expert by expert.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::spec::{MoeSpec, Part};
 use super::view::{Entry, View};
@@ -12,7 +13,7 @@ use crate::model::TensorSource;
 ///
 /// # Errors
 /// A fused tensor of a layout this build does not know.
-pub(super) fn split(source: Box<dyn TensorSource>, spec: &ModelSpec) -> Result<Box<dyn TensorSource>, FamilyError> {
+pub(super) fn split(source: Arc<dyn TensorSource>, spec: &ModelSpec) -> Result<Arc<dyn TensorSource>, FamilyError> {
     let mut entries = Vec::new();
     let mut taken = HashSet::new();
     for moe in spec.blocks.iter().filter_map(|b| b.moe()) {
@@ -28,7 +29,7 @@ pub(super) fn split(source: Box<dyn TensorSource>, spec: &ModelSpec) -> Result<B
     }
     let others = source.metas().iter().filter(|m| !taken.contains(&m.name));
     entries.extend(others.map(|m| Entry::whole(m.name.clone(), m)));
-    Ok(Box::new(View::new(source, entries)?))
+    Ok(Arc::new(View::new(source, entries)?))
 }
 
 /// `…mlp.experts` for experts named `…mlp.experts.0.gate_proj.weight`.

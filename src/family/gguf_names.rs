@@ -1,7 +1,7 @@
 //! Names and layout of a model's tensors in a GGUF file, after llama.cpp's conventions.
 
 use super::spec::{FfnSpec, ModelSpec, Part, Role};
-use super::{FamilyError, by_name};
+use super::{FamilyError, RopeScaling, by_name};
 
 /// One tensor of a GGUF file and where its values come from.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,7 +107,7 @@ pub fn gguf_tensors(spec: &ModelSpec) -> Result<Vec<GgufTensor>, FamilyError> {
         }
         out.push(GgufTensor { name, shape, role: Some(tensor.role), content });
     }
-    if let super::RopeScaling::Llama3 { .. } = spec.rope.scaling {
+    if let RopeScaling::Llama3 { .. } | RopeScaling::Divisors(_) = spec.rope.scaling {
         let values: Vec<f32> = spec.rope.frequency_divisors().iter().map(|&d| d as f32).collect();
         let shape = vec![values.len()];
         let content = GgufContent::Values(values);

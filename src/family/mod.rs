@@ -8,6 +8,7 @@ mod decoder;
 mod error;
 mod fused;
 
+mod gguf_config;
 mod gguf_names;
 mod keys;
 mod open;
@@ -15,8 +16,11 @@ mod rope;
 mod spec;
 mod view;
 
-pub use error::FamilyError;
+#[cfg(test)]
+mod tests;
 
+pub use error::FamilyError;
+pub use gguf_config::{gguf_metadata, gguf_warnings};
 pub use gguf_names::{GgufContent, GgufTensor, gguf_name, gguf_tensors, permuted_row};
 pub use open::{Format, OpenModel, open};
 pub use rope::{RopeScaling, RopeSpec};

@@ -3,10 +3,12 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
-use super::fused;
-use super::{Family, FamilyError, ModelSpec, of_config};
-use crate::model::{Config, HfDir, TensorSource};
+use super::gguf_names::{ROPE_FREQS, gguf_name};
+use super::view::{Entry, View};
+use super::{Family, FamilyError, ModelSpec, Role, fused, gguf_config, of_config};
+use crate::model::{Config, GgufFile, HfDir, ModelError, TensorSource, Tokenizer};
 
 /// What lies on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -25,9 +27,45 @@ pub struct OpenModel {
     pub spec: ModelSpec,
     pub config: Config,
     /// Tensors under the names of `spec`, whatever the files call them.
-    pub tensors: Box<dyn TensorSource>,
+    pub tensors: Arc<dyn TensorSource>,
     /// What is odd but harmless, one line each.
     pub warnings: Vec<String>,
+    gguf: Option<Arc<GgufFile>>,
+    tokenizer: OnceLock<Option<Tokenizer>>,
+}
+
+impl OpenModel {
+    /// The model's tokenizer, opened on first use and kept; `None` when the model has none.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn tokenizer(&self) -> Result<Option<&Tokenizer>, ModelError> {
+        if self.tokenizer.get().is_none() {
+            let opened = self.open_tokenizer()?;
+            return Ok(self.tokenizer.get_or_init(|| opened).as_ref());
+        }
+        Ok(self.tokenizer.get().and_then(Option::as_ref))
+    }
+
+    /// The model's tokenizer, opened anew: for a caller that wants to drop it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn open_tokenizer(&self) -> Result<Option<Tokenizer>, ModelError> {
+        match &self.gguf {
+            Some(file) => match file.opt_str("tokenizer.ggml.model")? {
+                None | Some("no_vocab" | "none") => Ok(None),
+                Some(_) => Tokenizer::of_gguf(file).map(Some),
+            },
+            None if ["tokenizer.json", "tokenizer.model"].iter().all(|f| !self.path.join(f).exists()) => Ok(None),
+            None => Tokenizer::open(&self.path).map(Some),
+        }
+    }
+
+    /// The GGUF file itself, when the model is one.
+    pub fn gguf(&self) -> Option<&GgufFile> {
+        self.gguf.as_deref()
+    }
 }
 
 /// Opens a Hugging Face directory or a GGUF file.
@@ -36,31 +74,82 @@ pub struct OpenModel {
 /// Neither of the two; a file that cannot be read; a family or feature this build does not know; a tensor that is
 /// missing or has another shape than its config asks for.
 pub fn open(path: &Path) -> Result<OpenModel, FamilyError> {
+    let is_gguf = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     if path.is_dir() {
         open_directory(path).map_err(|e| e.at(path))
+    } else if is_gguf {
+        open_gguf(path).map_err(|e| e.at(path))
     } else {
         Err(FamilyError::NotAModel { path: path.to_owned() })
     }
 }
 
 fn open_directory(path: &Path) -> Result<OpenModel, FamilyError> {
-    let directory = HfDir::open(path)?;
-    let family = of_config(&directory.config)?;
-    let spec = family.spec(&directory.config)?;
-    let tensors = fused::split(Box::new(directory.tensors), &spec)?;
-    let warnings = check_tensors(&spec, tensors.as_ref())?;
+    let HfDir { config, tensors, .. } = HfDir::open(path)?;
+    let family = of_config(&config)?;
+    let spec = family.spec(&config)?;
+    let tensors = fused::split(Arc::new(tensors), &spec)?;
+    let strange = check_tensors(&spec, tensors.as_ref())?;
     Ok(OpenModel {
         path: path.to_owned(),
         format: Format::HfDir,
         family,
         spec,
-        config: directory.config,
+        config,
         tensors,
-        warnings,
+        warnings: ignored(&strange),
+        gguf: None,
+        tokenizer: OnceLock::new(),
     })
 }
 
-/// Compares what the specification asks for with what is there.
+fn open_gguf(path: &Path) -> Result<OpenModel, FamilyError> {
+    let file = Arc::new(GgufFile::open(path)?);
+    let (family, config) = gguf_config::config_of(&file)?;
+    let spec = family.spec(&config)?;
+    let tensors = gguf_view(&file, &spec, family.gguf().permutes_qk)?;
+    check_tensors(&spec, tensors.as_ref())?;
+    let known: HashSet<String> = spec.tensors().iter().map(|t| gguf_name(t.role)).collect();
+    let strange = file.metas().iter().map(|m| m.name.clone()).filter(|n| !known.contains(n) && n != ROPE_FREQS);
+    Ok(OpenModel {
+        path: path.to_owned(),
+        format: Format::Gguf,
+        family,
+        config,
+        tensors,
+        warnings: ignored(&strange.collect::<Vec<_>>()),
+        gguf: Some(file),
+        tokenizer: OnceLock::new(),
+        spec,
+    })
+}
+
+/// The file's tensors under the names of the specification: experts taken out of their stack, q and k rows in order.
+fn gguf_view(file: &Arc<GgufFile>, spec: &ModelSpec, permutes_qk: bool) -> Result<Arc<dyn TensorSource>, FamilyError> {
+    let mut entries = Vec::new();
+    for tensor in spec.tensors() {
+        let source = gguf_name(tensor.role);
+        let Some(meta) = file.meta(&source) else { continue };
+        let mut whole = tensor.shape.clone();
+        let (mut first, mut unpermute) = (0, None);
+        match tensor.role {
+            Role::Expert { layer, expert, .. } => {
+                whole.insert(0, spec.blocks[layer].moe().map_or(0, |moe| moe.experts.len()));
+                first = expert * tensor.elements() as usize;
+            }
+            Role::Q(l) | Role::QBias(l) if permutes_qk => unpermute = Some(spec.blocks[l].attention.heads),
+            Role::K(l) | Role::KBias(l) if permutes_qk => unpermute = Some(spec.blocks[l].attention.kv_heads),
+            _ => {}
+        }
+        if meta.shape != whole {
+            return Err(FamilyError::WrongShape { name: source, found: meta.shape.clone(), wanted: whole, more: 0 });
+        }
+        entries.push(Entry { name: tensor.name, shape: tensor.shape, source, first, unpermute });
+    }
+    Ok(Arc::new(View::new(file.clone(), entries)?))
+}
+
+/// Compares what the specification asks for with what is there; returns the names of tensors nobody asked for.
 fn check_tensors(spec: &ModelSpec, tensors: &dyn TensorSource) -> Result<Vec<String>, FamilyError> {
     let expected = spec.tensors();
     let missing: Vec<_> = expected.iter().filter(|t| tensors.meta(&t.name).is_none()).collect();
@@ -82,15 +171,18 @@ fn check_tensors(spec: &ModelSpec, tensors: &dyn TensorSource) -> Result<Vec<Str
         });
     }
     let known: HashSet<&str> = expected.iter().map(|t| t.name.as_str()).collect();
-    let strange: Vec<&str> =
-        tensors.metas().iter().map(|m| m.name.as_str()).filter(|n| !known.contains(n) && !is_derived(n)).collect();
-    Ok(match strange[..] {
+    let strange = tensors.metas().iter().map(|m| m.name.as_str()).filter(|n| !known.contains(n) && !is_derived(n));
+    Ok(strange.map(str::to_owned).collect())
+}
+
+fn ignored(strange: &[String]) -> Vec<String> {
+    match strange {
         [] => Vec::new(),
         [one] => vec![format!("tensor {one} is not part of the model and is ignored")],
         [first, ..] => {
             vec![format!("{} tensors are not part of the model and are ignored, {first} first", strange.len())]
         }
-    })
+    }
 }
 
 /// Tensors that older checkpoints carry although they follow from the config.

@@ -39,6 +39,8 @@ pub enum RopeScaling {
         attention_factor: f64,
         truncate: bool,
     },
+    /// Each pair's frequency is divided by a number of its own (a GGUF file's `rope_freqs.weight`).
+    Divisors(Vec<f64>),
 }
 
 impl RopeSpec {
@@ -48,7 +50,9 @@ impl RopeSpec {
         match self.scaling {
             RopeScaling::Default => base,
             RopeScaling::Linear { factor } => base.iter().map(|f| f / factor).collect(),
-            RopeScaling::Llama3 { .. } => base.iter().zip(self.frequency_divisors()).map(|(f, d)| f / d).collect(),
+            RopeScaling::Llama3 { .. } | RopeScaling::Divisors(_) => {
+                base.iter().zip(self.frequency_divisors()).map(|(f, d)| f / d).collect()
+            }
             RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. } => {
                 let (low, high) = self.yarn_range(original_context as f64, beta_fast, beta_slow, truncate);
                 let blend = |(i, f): (usize, &f64)| {
@@ -68,10 +72,13 @@ impl RopeSpec {
         }
     }
 
-    /// The divisor of each pair's frequency under the Llama 3.1 rule (all ones otherwise): what a GGUF file carries as
-    /// `rope_freqs.weight`.
+    /// The divisor of each pair's frequency under the Llama 3.1 rule or given one by one (all ones otherwise): what a
+    /// GGUF file carries as `rope_freqs.weight`.
     pub fn frequency_divisors(&self) -> Vec<f64> {
         let pairs = self.dims / 2;
+        if let RopeScaling::Divisors(divisors) = &self.scaling {
+            return divisors.clone();
+        }
         let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } = self.scaling else {
             return vec![1.0; pairs];
         };
@@ -125,7 +132,7 @@ impl RopeSpec {
             });
         }
         let theta = positive("rope_theta", keys.theta)?.unwrap_or(10_000.0);
-        Ok(RopeSpec { theta, dims, scaling: scaling(&keys, max_positions)? })
+        Ok(RopeSpec { theta, dims, scaling: scaling(&keys, dims, max_positions)? })
     }
 }
 
@@ -140,7 +147,7 @@ fn positive(key: &str, value: Option<f64>) -> Result<Option<f64>, FamilyError> {
     }
 }
 
-fn scaling(keys: &Rope, max_positions: usize) -> Result<RopeScaling, FamilyError> {
+fn scaling(keys: &Rope, dims: usize, max_positions: usize) -> Result<RopeScaling, FamilyError> {
     let required = |key: &str, value: Option<f64>| {
         let key = format!("rope_scaling.{key}");
         positive(&key, value)?.ok_or(FamilyError::MissingKey { key })
@@ -155,12 +162,24 @@ fn scaling(keys: &Rope, max_positions: usize) -> Result<RopeScaling, FamilyError
             high_freq_factor: required("high_freq_factor", keys.high_freq_factor)?,
             original_context,
         }),
+        "divisors" => divisors(keys, dims),
         "yarn" => yarn(keys, original_context, max_positions),
         other => Err(FamilyError::Unsupported {
             what: format!("rope scaling {other:?}"),
             supported: "default, linear, llama3, yarn".to_owned(),
         }),
     }
+}
+
+fn divisors(keys: &Rope, dims: usize) -> Result<RopeScaling, FamilyError> {
+    let list = keys.raw.get("divisors").and_then(serde_json::Value::as_array);
+    let list: Option<Vec<f64>> = list.and_then(|items| items.iter().map(|v| v.as_f64().filter(|n| *n > 0.0)).collect());
+    let list = list.filter(|list| list.len() == dims / 2);
+    list.map(RopeScaling::Divisors).ok_or_else(|| FamilyError::BadKey {
+        key: "rope_scaling.divisors".to_owned(),
+        found: "another list".to_owned(),
+        wanted: format!("{} positive numbers", dims / 2),
+    })
 }
 
 fn yarn(keys: &Rope, original_context: usize, max_positions: usize) -> Result<RopeScaling, FamilyError> {

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::FamilyError;
 use super::gguf_names::permuted_row;
@@ -32,7 +33,7 @@ impl Entry {
 
 /// A source that presents [`Entry`]s of another source.
 pub(super) struct View {
-    inner: Box<dyn TensorSource>,
+    inner: Arc<dyn TensorSource>,
     entries: Vec<Entry>,
     metas: Vec<TensorMeta>,
     by_name: HashMap<String, usize>,
@@ -41,7 +42,7 @@ pub(super) struct View {
 impl View {
     /// # Errors
     /// An entry does not lie inside its source, cuts a quantised block, or has rows its heads cannot share.
-    pub fn new(inner: Box<dyn TensorSource>, entries: Vec<Entry>) -> Result<Self, FamilyError> {
+    pub fn new(inner: Arc<dyn TensorSource>, entries: Vec<Entry>) -> Result<Self, FamilyError> {
         let mut metas = Vec::with_capacity(entries.len());
         for entry in &entries {
             let source = inner.require(&entry.source)?;

@@ -4,8 +4,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use factoryline::assay::{self, Data, Request};
 use factoryline::engine::{LogitChunk, Observer, PassOptions, Scoring, run_pass};
-use factoryline::family;
+use factoryline::family::{self, GgufContent, OpenModel, permuted_row};
+use factoryline::model::{DeclaredTensor, Dtype, GgufWriter};
+use factoryline::units::Bytes;
 
 /// Largest difference allowed between a logit of ours and one of transformers', both in f32 arithmetic.
 const TOLERANCE: f32 = 1e-4;
@@ -80,4 +83,109 @@ fn logits_equal_transformers_on_the_cpu_backend_and_in_candle() {
             assert!(difference <= allowed, "{name} (candle: {candle_on_cpu}): logits differ by {difference}");
         }
     }
+}
+
+/// Writes a model as an F32 GGUF file, without vocabulary.
+fn write_gguf(model: &OpenModel, path: &Path) {
+    let metadata = family::gguf_metadata(&model.spec, &model.config, "tiny").unwrap();
+    let tensors = family::gguf_tensors(&model.spec).unwrap();
+    let declared = tensors.iter().map(|t| DeclaredTensor::new(&t.name, Dtype::F32, t.shape.clone())).collect();
+    let mut writer = GgufWriter::create(path, &metadata, declared).unwrap();
+    let read = |name: &str| {
+        let mut values = Vec::new();
+        model.tensors.read_f32(name, &mut values).unwrap();
+        values
+    };
+    for tensor in &tensors {
+        let values: Vec<f32> = match &tensor.content {
+            GgufContent::Copy(source) => read(source),
+            GgufContent::Stack(sources) => sources.iter().flat_map(|s| read(s)).collect(),
+            GgufContent::Values(values) => values.clone(),
+            GgufContent::Permute { source, heads } => {
+                let values = read(source);
+                let (rows, head_dim) = (tensor.shape[0], tensor.shape[0] / heads);
+                let width = values.len() / rows;
+                let from = |row: usize| row / head_dim * head_dim + permuted_row(row % head_dim, head_dim);
+                (0..rows).flat_map(|row| values[from(row) * width..][..width].to_vec()).collect()
+            }
+        };
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        writer.tensor(&tensor.name, &bytes).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+#[test]
+fn a_gguf_copy_gives_the_same_logits() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut written = 0;
+    for path in fixtures() {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let model = family::open(&path).unwrap();
+        if family::gguf_tensors(&model.spec).is_err() {
+            continue;
+        }
+        let gguf = dir.path().join(format!("{name}.gguf"));
+        write_gguf(&model, &gguf);
+        written += 1;
+        let (ids, _) = reference(&path);
+        let options = PassOptions { candle_on_cpu: true, ..PassOptions::default() };
+        let difference = worst(&logits(&gguf, &ids, &options), &logits(&path, &ids, &options));
+        assert!(difference <= 1e-5, "{name}: logits of the GGUF copy differ by {difference}");
+    }
+    assert!(written >= 4, "{written} fixtures were written");
+}
+
+#[test]
+fn perplexity_of_token_ids_is_the_softmax_loss_of_the_reference_logits() {
+    let path = fixtures().remove(0);
+    let (ids, logits) = reference(&path);
+    let vocab = family::open(&path).unwrap().spec.vocab;
+    let mut losses = Vec::new();
+    for (sequence, tokens) in ids.iter().enumerate() {
+        for position in 0..tokens.len() - 1 {
+            let row = &logits[(sequence * tokens.len() + position) * vocab..][..vocab];
+            let total: f64 = row.iter().map(|&v| f64::from(v).exp()).sum();
+            losses.push(total.ln() - f64::from(row[tokens[position + 1] as usize]));
+        }
+    }
+    let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("ids.json");
+    std::fs::write(&data, serde_json::to_vec(&ids).unwrap()).unwrap();
+    let model = family::open(&path).unwrap();
+    let measure = |options: PassOptions| {
+        let data = Data::TokenIds { path: data.clone() };
+        let request = Request { data, limit: None, model_hash: None, options };
+        assay::runner("perplexity").unwrap().run(&model, &request, &|_| ()).unwrap()
+    };
+    let got = measure(PassOptions::default());
+    assert_eq!((got.convention.as_str(), got.scored), ("token-ids", losses.len()));
+    assert!((got.nll - mean).abs() < 1e-4, "{} and {mean}", got.nll);
+    assert!((got.perplexity - got.nll.exp()).abs() < 1e-9);
+
+    // A budget too small for the hidden states sends them through a file; nothing else changes.
+    let spill_directory = Some(dir.path().to_owned());
+    let tight = PassOptions { memory_budget: Some(Bytes(1)), spill_directory, ..PassOptions::default() };
+    assert!((measure(tight).nll - got.nll).abs() < 1e-6);
+}
+
+#[test]
+fn damage_is_named() {
+    let path = fixtures().remove(0);
+    let dir = tempfile::tempdir().unwrap();
+    let config = std::fs::read_to_string(path.join("config.json")).unwrap();
+    std::fs::copy(path.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    let mut value: serde_json::Value = serde_json::from_str(&config).unwrap();
+    value["vocab_size"] = 7.into();
+    std::fs::write(dir.path().join("config.json"), value.to_string()).unwrap();
+    let error = family::open(dir.path()).err().unwrap().to_string();
+    assert!(error.contains("has shape") && error.contains("[7, "), "{error}");
+    value["num_hidden_layers"] = 50.into();
+    std::fs::write(dir.path().join("config.json"), value.to_string()).unwrap();
+    let error = family::open(dir.path()).err().unwrap().to_string();
+    assert!(error.contains("is missing") && error.contains("others also missing"), "{error}");
+    let error = family::open(&dir.path().join("nothing")).err().unwrap();
+    assert_eq!(factoryline::fault::Fault::from(error).class, factoryline::fault::FaultClass::Source);
 }

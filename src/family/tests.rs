@@ -1,0 +1,201 @@
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::GgufValue;
+
+fn config(change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> Config {
+    let mut value = json!({
+        "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 100, "max_position_embeddings": 512,
+    });
+    if let Value::Object(map) = &mut value {
+        change(map);
+    }
+    Config::from_value(Path::new("config.json"), value).unwrap()
+}
+
+fn spec(change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> Result<ModelSpec, FamilyError> {
+    let config = config(change);
+    of_config(&config)?.spec(&config)
+}
+
+fn set(key: &str, value: Value) -> impl FnOnce(&mut serde_json::Map<String, Value>) {
+    move |map| {
+        map.insert(key.to_owned(), value);
+    }
+}
+
+fn moe_keys(map: &mut serde_json::Map<String, Value>) {
+    for (key, value) in [
+        ("model_type", json!("qwen3_moe")),
+        ("head_dim", json!(32)),
+        ("num_local_experts", json!(8)),
+        ("num_experts_per_tok", json!(2)),
+        ("moe_intermediate_size", json!(48)),
+    ] {
+        map.insert(key.to_owned(), value);
+    }
+}
+
+#[test]
+fn registered_families_have_distinct_names_and_model_types() {
+    let mut names: Vec<&str> = FAMILIES.iter().map(|f| f.name()).collect();
+    let mut types: Vec<&str> = FAMILIES.iter().flat_map(|f| f.model_types()).copied().collect();
+    for list in [&mut names, &mut types] {
+        let count = list.len();
+        list.sort_unstable();
+        list.dedup();
+        assert_eq!(list.len(), count);
+    }
+    assert!(FAMILIES.iter().all(|f| by_name(f.name()).is_some() && !f.model_types().is_empty()));
+}
+
+#[test]
+fn a_tied_head_is_counted_once() {
+    let untied = spec(|_| ()).unwrap();
+    let tied = spec(set("tie_word_embeddings", json!(true))).unwrap();
+    assert_eq!(untied.parameters() - tied.parameters(), 100 * 64);
+    assert_eq!(tied.head, tied.embed);
+    // Per block: q and o 64x64, k and v 32x64, three matrices of the MLP, two norms.
+    assert_eq!(tied.blocks[0].parameters(), 2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64 + 2 * 64);
+}
+
+#[test]
+fn experts_stand_only_where_the_config_puts_them() {
+    let spec = spec(|map| {
+        moe_keys(map);
+        map.insert("num_hidden_layers".to_owned(), json!(6));
+        map.insert("decoder_sparse_step".to_owned(), json!(2));
+        map.insert("mlp_only_layers".to_owned(), json!([3]));
+    })
+    .unwrap();
+    let sparse: Vec<usize> = spec.blocks.iter().filter(|b| b.moe().is_some()).map(|b| b.index).collect();
+    assert_eq!(sparse, [1, 5]);
+    let unused = 2 * 6 * 3 * 48 * 64;
+    assert_eq!(spec.parameters() - spec.active_parameters(), unused);
+    assert_eq!(spec.experts(), Some((8, 2)));
+    assert!(gguf_tensors(&spec).is_err(), "GGUF has one expert count for all blocks");
+}
+
+#[test]
+fn what_cannot_be_computed_is_refused_by_name() {
+    let refused = |change: (&str, Value)| {
+        let error = spec(set(change.0, change.1)).unwrap_err();
+        crate::fault::Fault::from(error)
+    };
+    let fault = refused(("hidden_act", json!("gelu")));
+    insta::assert_snapshot!(fault, @r#"config key hidden_act = "gelu" is not supported"#);
+    assert_eq!(fault.hint.as_deref(), Some("supported: silu"));
+    let fault = refused(("rope_scaling", json!({"rope_type": "longrope"})));
+    insta::assert_snapshot!(fault, @r#"rope scaling "longrope" is not supported"#);
+    let fault = refused(("model_type", json!("bert")));
+    insta::assert_snapshot!(fault, @r#"model type "bert" is not one this build knows"#);
+    assert!(fault.hint.is_some_and(|h| h.contains("llama")));
+    let fault = refused(("hidden_size", json!("big")));
+    insta::assert_snapshot!(fault, @r#"config key hidden_size is "big", wanted a whole number of at least 1"#);
+    let fault = refused(("num_key_value_heads", json!(3)));
+    insta::assert_snapshot!(fault, @"config key num_key_value_heads is 3, wanted a divisor of num_attention_heads = 4");
+}
+
+#[test]
+fn a_sliding_window_is_refused_only_where_it_cuts() {
+    let with = |window: usize, on: bool, first: usize| {
+        spec(|map| {
+            map.insert("model_type".to_owned(), json!("qwen2"));
+            map.insert("sliding_window".to_owned(), json!(window));
+            map.insert("use_sliding_window".to_owned(), json!(on));
+            map.insert("max_window_layers".to_owned(), json!(first));
+        })
+    };
+    assert!(with(128, false, 0).is_ok());
+    assert!(with(128, true, 2).is_ok(), "no layer slides");
+    assert!(with(512, true, 0).is_ok(), "the window is as long as the context");
+    assert!(with(128, true, 1).is_err());
+}
+
+#[test]
+fn rope_rules_change_the_frequencies_as_published() {
+    let rope = |scaling: Value| spec(set("rope_scaling", scaling)).unwrap().rope;
+    let plain = rope(Value::Null).inverse_frequencies();
+    assert_eq!((plain.len(), plain[0]), (8, 1.0));
+    assert!((plain[4] - 10_000f64.powf(-0.5)).abs() < 1e-12);
+
+    let linear = rope(json!({"type": "linear", "factor": 4.0})).inverse_frequencies();
+    assert!(plain.iter().zip(&linear).all(|(p, l)| (p / 4.0 - l).abs() < 1e-12));
+
+    let llama3 = rope(json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64}));
+    let divisors = llama3.frequency_divisors();
+    assert_eq!((divisors[0], divisors[7]), (1.0, 8.0), "short wavelengths stay, long ones slow down");
+    assert!(divisors.windows(2).all(|pair| pair[0] <= pair[1]));
+
+    let yarn = rope(json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}));
+    assert!((yarn.attention_factor() - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
+    let frequencies = yarn.inverse_frequencies();
+    assert_eq!(frequencies[0], plain[0]);
+    assert!((frequencies[7] - plain[7] / 4.0).abs() < 1e-12);
+}
+
+#[test]
+fn gguf_stacks_experts_and_permutes_where_the_family_says() {
+    let moe = spec(|map| {
+        moe_keys(map);
+        map.insert("norm_topk_prob".to_owned(), json!(true));
+    })
+    .unwrap();
+    let tensors = gguf_tensors(&moe).unwrap();
+    let gate = tensors.iter().find(|t| t.name == "blk.1.ffn_gate_exps.weight").unwrap();
+    assert_eq!(gate.shape, [8, 48, 64]);
+    assert!(matches!(&gate.content, GgufContent::Stack(sources) if sources.len() == 8));
+    assert!(gguf_warnings(&moe).is_empty());
+    assert!(!tensors.iter().any(|t| matches!(t.content, GgufContent::Permute { .. })));
+
+    let llama = spec(|_| ()).unwrap();
+    let heads = |t: &GgufTensor| match t.content {
+        GgufContent::Permute { heads, .. } => Some((t.name.clone(), heads)),
+        _ => None,
+    };
+    let permuted: Vec<_> = gguf_tensors(&llama).unwrap().iter().filter_map(heads).take(2).collect();
+    assert_eq!(permuted, [("blk.0.attn_q.weight".to_owned(), 4), ("blk.0.attn_k.weight".to_owned(), 2)]);
+    // Row 1 of a permuted head of 8 comes from row 4: the partner of row 0.
+    assert_eq!((0..8).map(|r| permuted_row(r, 8)).collect::<Vec<_>>(), [0, 4, 1, 5, 2, 6, 3, 7]);
+}
+
+#[test]
+fn gguf_metadata_is_complete_for_a_mixture() {
+    let config = config(moe_keys);
+    let spec = of_config(&config).unwrap().spec(&config).unwrap();
+    let pairs = gguf_metadata(&spec, &config, "tiny").unwrap();
+    let lines: Vec<String> = pairs
+        .iter()
+        .map(|(key, value)| match value {
+            GgufValue::U32(n) => format!("{key} = {n}"),
+            GgufValue::F32(n) => format!("{key} = {n:?}"),
+            GgufValue::Text(t) => format!("{key} = {t}"),
+            other => format!("{key} = {other:?}"),
+        })
+        .collect();
+    insta::assert_snapshot!(lines.join("\n"), @r"
+    general.architecture = qwen3moe
+    general.type = model
+    general.name = tiny
+    qwen3moe.vocab_size = 100
+    qwen3moe.context_length = 512
+    qwen3moe.embedding_length = 64
+    qwen3moe.block_count = 2
+    qwen3moe.attention.head_count = 4
+    qwen3moe.attention.head_count_kv = 2
+    qwen3moe.attention.key_length = 32
+    qwen3moe.attention.value_length = 32
+    qwen3moe.attention.layer_norm_rms_epsilon = 1e-6
+    qwen3moe.feed_forward_length = 96
+    qwen3moe.expert_count = 8
+    qwen3moe.expert_used_count = 2
+    qwen3moe.expert_feed_forward_length = 48
+    qwen3moe.expert_weights_norm = Bool(false)
+    qwen3moe.rope.dimension_count = 32
+    qwen3moe.rope.freq_base = 10000.0
+    ");
+}
