@@ -109,11 +109,11 @@ fn missing_hint(object: &Node, field: &str) -> Option<String> {
     if let Some(key) = nearest(field, present) {
         return Some(format!("`{key}` stands there: did you mean `{field}`?"));
     }
-    let kind = object.get("type").and_then(Node::as_text).map_or_else(
-        || "docs/RECIPES.md lists the keys".to_owned(),
-        |kind| format!("keys of a {kind} stage: {}", schema::stage_keys(kind).join(", ")),
-    );
-    Some(kind)
+    Some(match object.get("type").and_then(Node::as_text) {
+        _ if field == "type" => "a stage says what it is, e.g. \"type\": \"quant\"".to_owned(),
+        Some(kind) => format!("keys of a {kind} stage: {}", schema::stage_keys(kind).join(", ")),
+        None => "docs/RECIPES.md lists the keys".to_owned(),
+    })
 }
 
 fn wrong_type_hint(cause: &str, written: &[u8]) -> Option<String> {

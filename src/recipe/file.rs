@@ -86,13 +86,14 @@ impl RecipeFile {
 
     /// Line and column of a key path such as `stages[2].quantTypes`; of the nearest enclosing value when the key
     /// itself is not written.
-    pub fn locate(&self, key: &str) -> Option<Position> {
+    pub fn locate(&self, key: &str) -> Position {
         let mut key = key;
         loop {
+            // The empty path is the root, which is always there.
             if let Some(node) = self.tree.at(key) {
-                return Some(Position::of(&self.bytes, node.span.start));
+                return Position::of(&self.bytes, node.span.start);
             }
-            key = &key[..key.rfind(['.', '['])?];
+            key = key.rfind(['.', '[']).map_or("", |at| &key[..at]);
         }
     }
 

@@ -19,13 +19,23 @@ pub struct Capabilities {
     pub architectures: Vec<String>,
 }
 
+const STAGE: &str = "stage";
+
 /// One error per thing that is asked for and not there, naming what is there and what was probably meant.
 pub fn check_executable(recipe: &Recipe, can: &Capabilities) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut want = |list: &[String], word: &str, key: String, what: &str| {
         if !list.is_empty() && !list.iter().any(|known| known == word) {
-            let hint = suggest(word, list.iter().map(String::as_str));
-            findings.push(Finding::error(key, format!("this build has no {what} `{word}`")).hint(hint));
+            let names = list.iter().map(String::as_str);
+            // A stage of the format that is not built here was not misspelt.
+            let finding = if what == STAGE && StageSpec::TYPES.contains(&word) {
+                let names = names.collect::<Vec<_>>().join(", ");
+                Finding::error(key, format!("this build cannot execute `{word}` stages"))
+                    .hint(format!("it can: {names}"))
+            } else {
+                Finding::error(key, format!("this build has no {what} `{word}`")).hint(suggest(word, names))
+            };
+            findings.push(finding);
         }
     };
     want(
@@ -36,7 +46,7 @@ pub fn check_executable(recipe: &Recipe, can: &Capabilities) -> Vec<Finding> {
     );
     for (i, stage) in recipe.stages.iter().enumerate() {
         let at = format!("stages[{i}]");
-        want(&can.stages, stage.type_name(), format!("{at}.type"), "stage");
+        want(&can.stages, stage.type_name(), format!("{at}.type"), STAGE);
         match stage {
             StageSpec::Quant(quant) => {
                 want(&can.quant_formats, quant.format.as_str(), format!("{at}.format"), "quantization format");

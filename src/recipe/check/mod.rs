@@ -1,17 +1,29 @@
 //! What can be said about a recipe without opening its model.
+//!
+//! Enters: a recipe as read. Leaves: findings with key, severity and next step. Each file here is one question:
+//! are the single values possible ([`values`]), do the facts about the source agree ([`source`]), do the stages follow
+//! from each other ([`flow`]), can the criteria be met ([`criteria`]), do the files fit the memory ([`fit`]), and can
+//! this build execute it ([`executable`]).
 
+mod criteria;
 mod executable;
 mod fit;
+mod flow;
+mod source;
+mod values;
 
 pub use executable::{Capabilities, check_executable};
-pub use fit::bits_per_weight;
+pub use fit::{bits_per_weight, params_after};
 
 use super::finding::Finding;
 use super::root::Recipe;
 
-/// Everything that can be decided from the recipe alone, in the order of its keys.
+/// Everything that can be decided from the recipe alone. Whether this build can execute it is
+/// [`check_executable`]'s question.
 pub fn check(recipe: &Recipe) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    findings.extend(fit::check(recipe));
-    findings
+    let questions = [values::check, source::check, flow::check, criteria::check, fit::check];
+    questions.into_iter().flat_map(|question| question(recipe)).collect()
 }
+
+#[cfg(test)]
+mod tests;

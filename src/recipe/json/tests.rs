@@ -6,7 +6,8 @@ use super::*;
 fn cause(text: &str) -> String {
     let error = parse(text).unwrap_err();
     let at = Position::of(text.as_bytes(), error.offset);
-    format!("{}:{} [{}] {} | {}", at.line, at.column, error.key, error.cause, error.hint.unwrap_or_default())
+    let hint = error.hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
+    format!("{}:{} [{}] {}{hint}", at.line, at.column, error.key, error.cause)
 }
 
 #[test]
@@ -30,21 +31,21 @@ fn faults_say_where_and_what() {
     ];
     let report: String = cases.iter().map(|text| cause(text) + "\n").collect();
     insta::assert_snapshot!(report, @r#"
-    1:1 [] the file ends where a value should follow | the file is cut off: write it under a temporary name and rename it when it is complete
-    1:8 [] a comma before the closing `}` | remove the comma after the last item
-    1:13 [a] expected `,` or `]` (the next item or the end of the list), found `3` |
-    1:13 [a.b] expected a value, found `tru` | text stands in double quotes
-    1:7 [a] expected a value, found `NaN` | JSON writes a value that is not there as `null`
-    1:2 [] expected a key in double quotes, found `'` | JSON text stands in double quotes
-    1:10 [] `x` after the end of the document | a recipe file holds exactly one JSON object
-    2:3 [] expected a key in double quotes, found `/` | JSON has no comments: put remarks in a `notes` key
-    1:7 [é] a number must not start with 0 |
-    1:7 [a] the text that starts here is not closed on its line | close the double quote; write a line break as \n
-    1:8 [a] \ud800 is half of a surrogate pair and stands alone | write both halves, or the character itself
-    1:8 [a] `\` followed by `x` is no escape of JSON | write a backslash as \\
-    1:7 [a] the number 1e999 is beyond what a double can hold |
-    1:16 [a[0].b] the file ends where the closing `"` of a text should follow | the file is cut off: write it under a temporary name and rename it when it is complete
-    1:10 [a] the key `a` stands twice in this object | keep one of the two: JSON readers disagree about which one counts
+    1:1 [] the file ends where a value should follow (the file is cut off: write it under a temporary name and rename it when it is complete)
+    1:8 [] a comma before the closing `}` (remove the comma after the last item)
+    1:13 [a] expected `,` or `]` (the next item or the end of the list), found `3`
+    1:13 [a.b] expected a value, found `tru` (text stands in double quotes)
+    1:7 [a] expected a value, found `NaN` (JSON writes a value that is not there as `null`)
+    1:2 [] expected a key in double quotes, found `'` (JSON text stands in double quotes)
+    1:10 [] `x` after the end of the document (a recipe file holds exactly one JSON object)
+    2:3 [] expected a key in double quotes, found `/` (JSON has no comments: put remarks in a `notes` key)
+    1:7 [é] a number must not start with 0
+    1:7 [a] the text that starts here is not closed on its line (close the double quote; write a line break as \n)
+    1:8 [a] \ud800 is half of a surrogate pair and stands alone (write both halves, or the character itself)
+    1:8 [a] `\` followed by `x` is no escape of JSON (write a backslash as \\)
+    1:7 [a] the number 1e999 is beyond what a double can hold
+    1:16 [a[0].b] the file ends where the closing `"` of a text should follow (the file is cut off: write it under a temporary name and rename it when it is complete)
+    1:10 [a] the key `a` stands twice in this object (keep one of the two: JSON readers disagree about which one counts)
     "#);
 }
 

@@ -66,11 +66,11 @@ macro_rules! stage_union {
                 }
             }
 
-            /// The keys that have a default, with it.
-            pub fn defaults(&self) -> Map<String, Value> {
-                match self {
-                    $(Self::$variant(_) => <$ty as StageFields>::defaults(),)+
-                    Self::Unknown { .. } => Map::new(),
+            /// The keys of a type that have a default, with it; empty for a type nobody knows.
+            pub fn defaults_of(type_name: &str) -> Map<String, Value> {
+                match type_name {
+                    $($wire => <$ty as StageFields>::defaults(),)+
+                    _ => Map::new(),
                 }
             }
 
@@ -135,7 +135,7 @@ impl StageSpec {
     /// The stage as JSON with every default filled in: what a plan records.
     pub fn resolved(&self) -> Value {
         let Value::Object(mut map) = self.to_value() else { return Value::Null };
-        for (key, value) in self.defaults() {
+        for (key, value) in Self::defaults_of(self.type_name()) {
             map.entry(key).or_insert(value);
         }
         if let StageSpec::Eval(eval) = self {
