@@ -85,16 +85,16 @@ impl RecipeFile {
     }
 
     /// Line and column of a key path such as `stages[2].quantTypes`; of the nearest enclosing value when the key
-    /// itself is not written.
-    pub fn locate(&self, key: &str) -> Position {
+    /// itself is not written. `None` when only the root encloses it, or for the empty path.
+    pub fn locate(&self, key: &str) -> Option<Position> {
         let mut key = key;
-        loop {
-            // The empty path is the root, which is always there.
+        while !key.is_empty() {
             if let Some(node) = self.tree.at(key) {
-                return Position::of(&self.bytes, node.span.start);
+                return Some(Position::of(&self.bytes, node.span.start));
             }
-            key = key.rfind(['.', '[']).map_or("", |at| &key[..at]);
+            key = &key[..key.rfind(['.', '['])?];
         }
+        None
     }
 
     /// The same recipe with its `results` replaced or added; every other byte stays (see [`emit::with_results`]).
