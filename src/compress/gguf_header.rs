@@ -1,31 +1,44 @@
 //! The metadata of a GGUF file: what the model is, how its text is split, what type its matrices have.
 
 use super::{CompressError, QuantPlan};
-use crate::family::OpenModel;
+use crate::family::{self, OpenModel};
+use crate::model::export_gguf;
 use crate::model::gguf::{GgufValue, file_type};
 
 /// The fields of a header, in order.
 pub struct GgufMetadata {
     pub fields: Vec<(String, GgufValue)>,
-    /// What readers will miss.
-    pub warning: Option<String>,
+    /// What readers will miss or compute differently, one line each.
+    pub warnings: Vec<String>,
 }
 
 /// Assembles the metadata of `model` written as `plan` says, under the name `name`. Nothing in it depends on time or
 /// place: the same model and plan give the same bytes.
+///
+/// # Errors
+/// A tokenizer that has no counterpart in GGUF: a file with another one would only show as worse quality.
 pub fn gguf_metadata(model: &OpenModel, plan: &QuantPlan, name: &str) -> Result<GgufMetadata, CompressError> {
-    let mut fields = crate::family::gguf_metadata(&model.spec, &model.config, name)?;
-    fields.push(("general.file_type".into(), GgufValue::U32(file_type(plan.target).unwrap_or(0))));
-    fields.push(("general.quantization_version".into(), GgufValue::U32(2)));
-    match model.tokenizer()? {
-        Some(tokenizer) => {
-            fields.extend(tokenizer.gguf_metadata(model.spec.vocab)?);
-            Ok(GgufMetadata { fields, warning: None })
-        }
-        None => {
-            fields.push(("tokenizer.ggml.model".into(), GgufValue::String("no_vocab".into())));
-            let warning = format!("{} has no tokenizer.json: the GGUF file holds no vocabulary", model.path.display());
-            Ok(GgufMetadata { fields, warning: Some(warning) })
-        }
+    let mut fields = family::gguf_metadata(&model.spec, &model.config, name)?;
+    let mut warnings = family::gguf_warnings(&model.spec);
+    fields.push(("general.file_type".into(), file_type(plan.target).unwrap_or(0).into()));
+    fields.push(("general.quantization_version".into(), 2u32.into()));
+    let tokenizer = tokenizer(model)?;
+    if tokenizer.is_empty() {
+        fields.push(("tokenizer.ggml.model".into(), "no_vocab".into()));
+        warnings.push(format!("{} has no tokenizer: the GGUF file holds no vocabulary", model.path.display()));
     }
+    fields.extend(tokenizer);
+    Ok(GgufMetadata { fields, warnings })
+}
+
+/// The `tokenizer.*` keys; none for a model without a tokenizer.
+fn tokenizer(model: &OpenModel) -> Result<Vec<(String, GgufValue)>, CompressError> {
+    if let Some(file) = model.gguf() {
+        let keys = file.metadata().iter().filter(|(key, _)| key.starts_with("tokenizer."));
+        return Ok(keys.cloned().collect());
+    }
+    if model.path.join("tokenizer.json").is_file() {
+        return Ok(export_gguf(&model.path, model.spec.vocab)?.metadata);
+    }
+    Ok(Vec::new())
 }

@@ -5,7 +5,9 @@
 //! tensors in shard order and writes the output once; none of them judges its own result (that is `gate`).
 
 mod corpus;
+mod expert_profile;
 mod expert_prune;
+mod gguf_header;
 mod gguf_jobs;
 mod importance;
 mod quant_gguf;
@@ -16,7 +18,9 @@ use std::path::{Path, PathBuf};
 use crate::fault::{Fault, FaultClass};
 
 pub use corpus::{Corpus, read_corpus};
+pub use expert_profile::{RouterCounts, SequenceLimits, profile_experts, sequences};
 pub use expert_prune::{Lineage, PruneOptions, PrunePlan, PruneReport, TensorFate, plan_prune, rewrite};
+pub use gguf_header::{GgufMetadata, gguf_metadata};
 pub use importance::{IMPORTANCE_FILE, Importance, METRIC_VERSION};
 pub use quant_gguf::{PlannedTensor, QUANT_TYPES, QuantPlan, plan_quant, quant_type, write_gguf};
 pub use selection::{Metric, keep_top};

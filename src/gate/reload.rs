@@ -93,6 +93,26 @@ pub fn judge_score(
         .with("max_ratio", limit.max_ratio))
 }
 
+/// Checks that the tokenizer inside an artifact splits `text` as the tokenizer of its parent does. `None` when either
+/// has none.
+pub fn same_tokens(
+    parent: &OpenModel,
+    artifact: &OpenModel,
+    text: &str,
+    subject: &str,
+) -> Result<Option<Evidence>, GateError> {
+    let (Some(before), Some(after)) = (parent.open_tokenizer()?, artifact.open_tokenizer()?) else {
+        return Ok(None);
+    };
+    let (before, after) = (before.encode(text)?, after.encode(text)?);
+    if before != after {
+        let at = before.iter().zip(&after).take_while(|(a, b)| a == b).count();
+        let why = format!("its tokenizer differs from its parent's at token {at} of {}", before.len());
+        return Err(GateError::Changed { subject: subject.into(), tensor: "(tokenizer)".into(), why });
+    }
+    Ok(Some(Evidence::passed("tokenizer", subject).with("tokens", before.len())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

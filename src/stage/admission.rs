@@ -4,6 +4,7 @@
 //! experts, an importance table, artifacts), so an order that cannot work is found before anything runs.
 
 use super::{STAGES, inputs, stage_named};
+use crate::assay;
 use crate::codec::Dtype;
 use crate::compress::QUANT_TYPES;
 use crate::family::{FAMILIES, ModelSpec, OpenModel, open};
@@ -97,7 +98,7 @@ impl From<Refusal> for Fault {
 pub fn capabilities() -> Capabilities {
     Capabilities {
         stages: STAGES.iter().map(|stage| stage.type_name().to_owned()).collect(),
-        benchmarks: vec!["perplexity".into()],
+        benchmarks: assay::RUNNERS.iter().map(|runner| runner.name().to_owned()).collect(),
         quant_formats: vec!["gguf".into()],
         quant_types: QUANT_TYPES.map(str::to_owned).to_vec(),
         architectures: FAMILIES.iter().flat_map(|f| f.model_types()).map(|&t| t.to_owned()).collect(),

@@ -6,30 +6,17 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::{Artifact, Measurement, Product, Progress, Span};
-use crate::engine::{PassOptions, PassProgress};
+use crate::engine::{PassOptions, PassProgress, open_device};
 use crate::family::{self, OpenModel};
 use crate::fault::{Fault, Outcome};
 use crate::gate::{GATE_TOKENS, short_score};
-use crate::node::{DeviceChoice, Node};
+use crate::node::Node;
 use crate::recipe::{Plan, PlannedStage, ResolvedText, StageSpec};
 
 /// How passes run on this node: its device and memory budget; hidden states spill into the work folder.
 pub fn pass_options(node: &Node, work: &Path) -> Outcome<PassOptions> {
-    let cuda = |index: usize| {
-        candle_core::Device::new_cuda(index).map_err(|e| {
-            Fault::resource(format!("forge.device is cuda:{index}, which cannot be used"))
-                .hint("use a build with CUDA on a machine with that GPU, or set forge.device to cpu")
-                .caused_by(e)
-        })
-    };
-    let device = match node.forge.device {
-        DeviceChoice::Cpu => candle_core::Device::Cpu,
-        DeviceChoice::Cuda(index) => cuda(index)?,
-        DeviceChoice::Auto if cfg!(feature = "cuda") && node.gpus.iter().any(|gpu| gpu.detected) => cuda(0)?,
-        DeviceChoice::Auto => candle_core::Device::Cpu,
-    };
     Ok(PassOptions {
-        device,
+        device: open_device(node.forge.device)?,
         memory_budget: Some(node.forge.memory_budget),
         spill_directory: Some(work.to_owned()),
         ..PassOptions::default()
@@ -131,6 +118,13 @@ impl<'a> StageContext<'a> {
     /// if the plan has one, else of a calibration text; for a model without a tokenizer, ids that walk the vocabulary.
     pub fn gate_tokens(&self, model: &OpenModel) -> Outcome<Vec<u32>> {
         let most = GATE_TOKENS.min(model.spec.max_positions).max(2);
+        if let (Some(text), Some(tokenizer)) = (self.gate_text()?, model.open_tokenizer()?) {
+            let mut ids = tokenizer.encode(&text)?;
+            ids.truncate(most);
+            if ids.len() >= 2 {
+                return Ok(ids);
+            }
+        }
         let vocab = model.spec.vocab as u64;
         Ok((0..most as u64).map(|i| ((i * 7919 + 13) % vocab) as u32).collect())
     }

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::{Admission, Measurement, Place, Product, Span, Stage, StageContext, predict};
-use crate::assay::{Convention, PerplexityOptions, perplexity};
+use crate::assay::{self, Convention, Data, Request};
 use crate::engine::PassProgress;
-use crate::family::{self, OpenModel};
+use crate::family;
 use crate::fault::{Fault, Outcome};
 use crate::recipe::stages::{PerplexityConvention, PerplexitySpec};
 use crate::recipe::{self, Finding, PlannedStage, Predicted, StageSpec};
@@ -51,14 +51,14 @@ impl Stage for Eval {
             .filter_map(|(i, b)| Some((place.key(&format!("benchmarks[{i}].data")), b.perplexity()?)))
             .collect();
         let all = (candidates.len() * specs.len()).max(1) as f64;
-        let source = cx.open_source()?;
-        let mut measurements = Vec::new();
+        let mut measurements: Vec<Measurement> = Vec::new();
         for (key, spec) in &specs {
-            let tokens = tokens_of(cx, &source, key, spec)?;
+            let first = measurements.len();
             for artifact in &candidates {
                 let part = span.part(measurements.len() as f64 / all, (measurements.len() + 1) as f64 / all);
-                measurements.push(measure(cx, &source, artifact.as_ref(), key, spec, &tokens, part)?);
+                measurements.push(measure(cx, artifact.as_ref(), key, spec, part)?);
             }
+            same_tokens(&measurements[first..])?;
         }
         let out = output_name(place);
         write_measurements(cx, &out, &measurements)?;
@@ -127,60 +127,59 @@ fn candidates(cx: &StageContext<'_>, with_base: bool) -> Vec<Option<PathBuf>> {
     base.into_iter().chain(cx.shipping().into_iter().map(|artifact| Some(artifact.path.clone()))).collect()
 }
 
-/// The text as tokens of the source; every candidate is measured on the same ids.
-fn tokens_of(cx: &StageContext<'_>, source: &OpenModel, key: &str, spec: &PerplexitySpec) -> Outcome<Vec<u32>> {
-    let text = cx.text(key)?;
-    let content = std::fs::read_to_string(&text.path)
-        .map_err(|e| Fault::source(format!("read {}", text.path.display())).caused_by(e))?;
-    let Some(tokenizer) = source.tokenizer()? else {
-        return Err(Fault::source(format!("{} has no tokenizer.json", source.path.display())));
-    };
-    let mut ids = tokenizer.encode(&content)?;
-    if let Some(most) = spec.max_tokens {
-        ids.truncate(usize::try_from(most).unwrap_or(usize::MAX));
-    }
-    Ok(ids)
-}
-
 fn measure(
     cx: &StageContext<'_>,
-    source: &OpenModel,
     artifact: Option<&PathBuf>,
     key: &str,
     spec: &PerplexitySpec,
-    tokens: &[u32],
     span: Span<'_>,
 ) -> Outcome<Measurement> {
-    let opened;
-    let model = match artifact {
-        None => source,
-        Some(path) => {
-            opened = family::open(&cx.work.join(path))?;
-            &opened
-        }
-    };
-    let name = artifact
-        .map_or_else(|| "base".to_owned(), |path| path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+    let path = artifact.map_or_else(|| cx.plan.source.path.clone(), |path| cx.work.join(path));
+    let model = family::open(&path)?;
+    let name = artifact.map_or_else(
+        || "base".to_owned(),
+        |path| path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+    );
     let detail = format!("perplexity of {name}");
     let report = |p: PassProgress| span.at_rate(p.fraction, &detail, Some(p.tokens_per_s));
-    let convention = match &spec.convention {
+    let convention = match spec.convention {
         PerplexityConvention::Windowed => Convention::Windowed,
         _ => Convention::LlamaCpp,
     };
-    let options = PerplexityOptions { context: spec.context as usize, convention };
-    let score = perplexity(model, tokens, options, &cx.pass, &report)?;
+    let context = spec.context as usize;
+    let request = Request {
+        data: Data::Text { path: cx.text(key)?.path.clone(), context, convention },
+        limit: spec.max_tokens.map(|most| (most / u64::from(spec.context)).max(1) as usize),
+        model_hash: None,
+        options: cx.pass.clone(),
+    };
+    let figure = assay::runner(recipe::stages::PERPLEXITY)?.run(&model, &request, &report)?;
+    if !figure.nll.is_finite() {
+        return Err(Fault::quality(format!("{name}: the perplexity of {} is not a number", spec.data)));
+    }
     Ok(Measurement {
-        benchmark: recipe::stages::PERPLEXITY.into(),
+        benchmark: figure.runner,
         artifact: artifact.cloned(),
-        convention: spec.convention.as_str().to_owned(),
-        context: spec.context as usize,
-        tokens: score.tokens as u64,
-        nll: score.nll,
-        nll_stderr: score.nll_stderr,
-        perplexity: score.perplexity,
-        seconds: score.seconds,
-        data_sha256: cx.text(key)?.sha256.hex(),
+        convention: figure.convention,
+        context: figure.context,
+        tokens: figure.scored as u64,
+        nll: figure.nll,
+        nll_stderr: figure.nll_stderr,
+        perplexity: figure.perplexity,
+        seconds: figure.seconds,
+        data_sha256: figure.data_sha256.hex(),
     })
+}
+
+/// Figures can be compared only when they were measured on the same tokens.
+fn same_tokens(measurements: &[Measurement]) -> Outcome<()> {
+    match measurements.windows(2).find(|pair| pair[0].tokens != pair[1].tokens) {
+        None => Ok(()),
+        Some(pair) => Err(Fault::internal(format!(
+            "eval: one text gave {} scored tokens on one model and {} on another: their tokenizers differ",
+            pair[0].tokens, pair[1].tokens
+        ))),
+    }
 }
 
 fn write_measurements(cx: &StageContext<'_>, out: &str, measurements: &[Measurement]) -> Outcome<()> {

@@ -44,7 +44,7 @@ impl Stage for ExpertActivationProfile {
         let text = cx.text(&Place(planned.index).key("calibrationCorpus"))?;
         let model = cx.open_model()?;
         let corpus = read_corpus(&text.path)?;
-        let Some(tokenizer) = model.tokenizer()? else {
+        let Some(tokenizer) = model.open_tokenizer()? else {
             return Err(Fault::source(format!("{} has no tokenizer.json", model.path.display()))
                 .hint("a corpus of text needs the model's tokenizer"));
         };
@@ -54,7 +54,7 @@ impl Stage for ExpertActivationProfile {
             max_tokens: profile.calibration_tokens,
         };
         let tokenize = span.part(0.0, 0.05);
-        let sequences = sequences(&corpus, tokenizer, limits, &|done| tokenize.at(done, "tokenize"))?;
+        let sequences = sequences(&corpus, &tokenizer, limits, &|done| tokenize.at(done, "tokenize"))?;
         let pass = span.part(0.05, 1.0);
         let report = |p: PassProgress| pass.at_rate(p.fraction, "route", Some(p.tokens_per_s));
         let source = &cx.plan.source.base_model;

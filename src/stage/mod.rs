@@ -50,7 +50,10 @@ crate::registry! {
     /// Every stage type this build executes.
     pub STAGES: dyn Stage {
         source_config => SourceConfig,
+        expert_activation_profile => ExpertActivationProfile,
         expert_prune => ExpertPrune,
+        quant => Quant,
+        eval => Eval,
         package => Package,
     }
 }

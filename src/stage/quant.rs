@@ -49,7 +49,8 @@ impl Stage for Quant {
             match plan_quant(model, dtype) {
                 Ok(plan) => {
                     let bytes = plan.data_bytes;
-                    note_fallbacks(admission, key, &plan);
+                    note_fallbacks(admission, key.clone(), &plan);
+                    check_header(admission, &key, &plan);
                     planned.predicted = planned.predicted.then(predict::quant(stored, bytes));
                     admission.artifacts.push(PlannedArtifact { format: "gguf", dtype, bytes });
                 }
@@ -104,6 +105,20 @@ fn note_fallbacks(admission: &mut Admission<'_>, key: String, plan: &QuantPlan) 
     }
 }
 
+/// The source's tokenizer decides whether a GGUF file can be written at all.
+fn check_header(admission: &mut Admission<'_>, key: &str, plan: &QuantPlan) {
+    let header = admission.source().map(|source| gguf_metadata(source, plan, &admission.recipe.name));
+    match header {
+        Some(Err(error)) => admission.fault(key, error.into()),
+        Some(Ok(header)) => {
+            for warning in header.warnings {
+                admission.refuse(Finding::warning(key, warning));
+            }
+        }
+        None => {}
+    }
+}
+
 fn one_file(
     cx: &StageContext<'_>,
     model: &OpenModel,
@@ -115,7 +130,7 @@ fn one_file(
     let plan = plan_quant(&model.spec, dtype)?;
     product.warnings.extend(fallback_text(&plan));
     let metadata = gguf_metadata(model, &plan, &cx.plan.name)?;
-    product.warnings.extend(metadata.warning.clone());
+    product.warnings.extend(metadata.warnings);
     let path = cx.work.join(out);
     let (write, total) = (span.part(0.0, 0.6), plan.data_bytes);
     let detail = format!("encode {dtype}");

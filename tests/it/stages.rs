@@ -117,3 +117,120 @@ fn a_missing_shard_is_named_before_anything_runs() {
     assert!(fault.starts_with("source: "), "{fault}");
     assert!(fault.contains("model-00002-of-00002.safetensors"), "{fault}");
 }
+
+const TEXT: &str = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of \
+                    foolishness, it was the epoch of belief, it was the epoch of incredulity, it was the season of Light. ";
+
+fn whole_chain() -> Value {
+    json!({
+        "name": "tiny", "version": "1.0.0",
+        "source": { "baseModel": fixture("qwen3_moe-text"), "architecture": "qwen3_moe", "isMoE": true },
+        "stages": [
+            { "type": "source-config", "contextLength": 64 },
+            { "type": "expert-activation-profile", "calibrationCorpus": "calib.jsonl", "maxLength": 128 },
+            { "type": "expert-prune", "keepExpertsPerLayer": 3 },
+            { "type": "quant", "format": "gguf", "quantTypes": ["F32", "BF16", "Q8_0", "Q4_0"] },
+            { "type": "eval", "benchmarks": [
+                { "name": "perplexity", "data": "held.txt", "context": 64, "convention": "llama.cpp" },
+                { "name": "perplexity", "data": "held.txt", "context": 32, "convention": "windowed", "maxTokens": 100 }
+            ] },
+            { "type": "package", "format": "gguf" }
+        ],
+        "acceptanceCriteria": {
+            "perplexity": { "max": 2000.0 }, "size": { "maxGb": 0.01 }, "integrity": { "modelHashRequired": true }
+        }
+    })
+}
+
+fn chain_bench(recipe: &Value) -> Bench {
+    let bench = Bench::with_recipe(recipe);
+    bench.text("calib.jsonl", &format!("{}\n{}\n", json!({ "text": TEXT }), json!({ "content": TEXT.repeat(2) })));
+    bench.text("held.txt", &TEXT.repeat(12));
+    bench
+}
+
+#[test]
+fn a_whole_recipe_comes_out_measured_and_certified() {
+    let bench = chain_bench(&whole_chain());
+    bench.run();
+    let result = bench.json("result.json");
+    let table = bench.json("importance.activation_count.json");
+    let (tokens, top_k) = (table["calibration_tokens"].as_u64().unwrap(), table["num_experts_per_tok"].as_u64().unwrap());
+    assert_eq!(table["calibration_examples"], 2);
+    for counts in table["activation_counts"].as_object().unwrap().values() {
+        assert_eq!(counts.as_array().unwrap().iter().map(|c| c.as_u64().unwrap()).sum::<u64>(), tokens * top_k);
+    }
+    // The three kept experts are the three most chosen.
+    let metadata = bench.json("pruned/expert_prune.metadata.v1.json");
+    let counts: Vec<u64> = serde_json::from_value(table["activation_counts"]["0"].clone()).unwrap();
+    let kept: Vec<usize> = serde_json::from_value(metadata["selection"]["per_layer_kept_indices"]["0"].clone()).unwrap();
+    let dropped = (0..counts.len()).find(|e| !kept.contains(e)).unwrap();
+    assert!(kept.iter().all(|&e| counts[e] >= counts[dropped]), "{counts:?} {kept:?}");
+
+    let artifacts = result["artifacts"].as_array().unwrap();
+    let types: Vec<&str> = artifacts.iter().map(|a| a["type"].as_str().unwrap()).collect();
+    assert_eq!(types, ["F32", "BF16", "Q8_0", "Q4_0"]);
+    let perplexity = |i: usize| artifacts[i]["perplexity"].as_f64().unwrap();
+    // BF16 loses nothing on a bf16 model; Q8_0 nearly nothing.
+    assert_eq!(perplexity(0), perplexity(1));
+    assert!((perplexity(2) / perplexity(0) - 1.0).abs() < 0.01, "{} {}", perplexity(2), perplexity(0));
+    assert!(result["metrics"]["baselinePerplexity"].as_f64().unwrap().is_finite());
+    assert_eq!(artifacts[0]["measurements"].as_array().unwrap().len(), 2);
+    for artifact in artifacts {
+        let path = bench.args.work.join("artifact").join(artifact["path"].as_str().unwrap());
+        assert_eq!(fs::metadata(path).unwrap().len(), artifact["bytes"].as_u64().unwrap());
+    }
+    let gates: Vec<&str> = result["evidence"].as_array().unwrap().iter().map(|e| e["gate"].as_str().unwrap()).collect();
+    let per_file = ["reload", "tokenizer", "score"];
+    let expected: Vec<&str> = ["reload", "pass-through", "score"]
+        .into_iter()
+        .chain(per_file.into_iter().cycle().take(12))
+        .chain(["acceptance"; 9])
+        .collect();
+    assert_eq!(gates, expected);
+    let card = fs::read_to_string(bench.args.work.join("artifact/README.md")).unwrap();
+    assert!(card.contains("tiny-Q4_0.gguf") && card.contains(&result["modelHash"].as_str().unwrap()[7..]), "{card}");
+    factoryline::model::Manifest::read(&bench.args.work.join("artifact")).unwrap().verify(&bench.args.work.join("artifact")).unwrap();
+}
+
+#[test]
+fn a_result_that_misses_its_floor_is_refused_with_the_figures() {
+    let mut recipe = whole_chain();
+    recipe["acceptanceCriteria"]["perplexity"]["max"] = json!(2.0);
+    let bench = chain_bench(&recipe);
+    bench.run();
+    let fault = bench.fault();
+    assert!(fault.starts_with("quality: acceptance criteria missed: tiny-F32.gguf: perplexity "), "{fault}");
+    assert!(fault.ends_with("is above 2"), "{fault}");
+    assert!(!bench.args.work.join("result.json").exists());
+}
+
+#[test]
+fn a_missing_corpus_lists_where_it_was_looked_for() {
+    let bench = Bench::with_recipe(&whole_chain());
+    bench.run();
+    let fault = bench.fault();
+    assert!(fault.starts_with("source: "), "{fault}");
+    for part in ["\"calib.jsonl\" is not here", "\"held.txt\" is not here", "ROOT/calibration/calib.jsonl"] {
+        assert!(fault.contains(part), "{part} is not in {fault}");
+    }
+}
+
+#[test]
+fn a_worker_that_dies_at_every_point_ends_with_the_same_bytes() {
+    let calm = chain_bench(&whole_chain());
+    calm.run();
+    let mut bench = chain_bench(&whole_chain());
+    let stages = ["source-config", "expert-activation-profile", "expert-prune", "quant", "eval", "package"];
+    let inside = stages.iter().flat_map(|s| ["started", "written", "checkpointed"].map(|at| format!("{s}:{at}")));
+    let points = std::iter::once("plan:written".to_owned()).chain(inside).chain(["result:before".to_owned()]);
+    for point in points {
+        let status = bench.run_process(Some(&point));
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(6), "{point}: {status}");
+        assert!(!bench.args.work.join("result.json").exists(), "{point}");
+        bench.again();
+    }
+    assert!(bench.run_process(None).success());
+    assert_eq!(weights(&bench.args.work.join("artifact")), weights(&calm.args.work.join("artifact")));
+    assert_eq!(bench.json("result.json")["modelHash"], calm.json("result.json")["modelHash"]);
+}

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 
 use factoryline::line::moves::Mover;
@@ -85,6 +86,19 @@ impl Bench {
         let ear = Ear::default();
         run(&self.args, &ear);
         ear.0.into_inner().unwrap()
+    }
+
+    /// Runs the worker in a process of its own, which dies at `crash_at`.
+    pub fn run_process(&self, crash_at: Option<&str>) -> ExitStatus {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_factoryd"));
+        command.arg("worker").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.arg("--root").arg(&self.args.root).arg("--part").arg(&self.args.part);
+        command.arg("--work").arg(&self.args.work).arg("--attempt").arg(self.args.attempt.as_str());
+        match crash_at {
+            Some(point) => command.env("FACTORYLINE_CRASH_AT", point),
+            None => command.env_remove("FACTORYLINE_CRASH_AT"),
+        };
+        command.status().unwrap()
     }
 
     pub fn json(&self, name: &str) -> Value {
