@@ -90,6 +90,7 @@ pub fn matmul(x: &[f32], m: usize, w: &PackedWeight, y: &mut [f32], bias: Option
 /// When a length does not fit the shapes, or input and weight were packed for different kernels.
 pub fn matmul_packed(x: &PackedInput<'_>, w: &PackedWeight, y: &mut [f32], bias: Option<&[f32]>) {
     let (m, n, k) = (x.m(), w.n(), w.k());
+    assert!(x.kernel() == w.kernel(), "input and weight were packed for different kernels");
     assert!(x.k() == k, "input has {} columns, weight has {k}", x.k());
     assert!(y.len() == m * n, "output has {} values, the product has {m} × {n}", y.len());
     assert!(bias.is_none_or(|b| b.len() == n), "bias does not have {n} values");
@@ -109,6 +110,6 @@ pub fn matmul_packed(x: &PackedInput<'_>, w: &PackedWeight, y: &mut [f32], bias:
                 .run(y);
         }
         (InputData::Rows(input), WeightData::Rows(weight)) => portable::matmul(input, m, weight, n, k, y, bias),
-        _ => panic!("input and weight were packed for different kernels"),
+        _ => unreachable!("input and weight were packed for the same kernel"),
     }
 }

@@ -196,6 +196,14 @@ impl<'x> PackedInput<'x> {
         self.k
     }
 
+    /// The kernel this input is packed for.
+    pub fn kernel(&self) -> Kernel {
+        match self.data {
+            InputData::Tiles(amx, _) => Kernel::Amx(amx),
+            InputData::Rows(_) => Kernel::Portable,
+        }
+    }
+
     pub(super) fn data(&self) -> &InputData<'x> {
         &self.data
     }
