@@ -23,7 +23,9 @@ say '{"type":"stage_started","stage":"quant","index":0,"of":1}'
 say '{"type":"progress","stage":"quant","fraction":0.5,"detail":"half"}'
 echo "working on $act" >&2
 size=1
+trace() { echo "$1 $token" >> "$work/trace"; }
 case $act in
+  steps) trace begin; for i in 1 2 3 4; do sleep 0.03; trace step; done ;;
   slow) sleep 0.3 ;;
   hang) sleep 60 & wait ;;
   deaf) trap '' TERM; sleep 60 & wait ;;

@@ -1,10 +1,12 @@
 //! Behaviour through the public doors, one binary.
+mod crash;
 mod daemon;
 mod factory;
 mod house_rules;
+mod line;
 mod model_files;
 mod oracle;
 mod recipe;
 mod stages;
-mod worker;
 mod tokenizers;
+mod worker;
