@@ -51,12 +51,15 @@ pub struct Ignored {
     pub reason: String,
 }
 
+/// One state of one file: name, device and inode, change time.
+type Version = (String, (u64, u64), DateTime<Utc>);
+
 /// The queue as of the last scan.
 #[derive(Default)]
 pub struct Intake {
     waiting: Vec<Waiting>,
     /// What each file said when it was last read, by file, inode and change time.
-    known: HashMap<(String, (u64, u64), DateTime<Utc>), Admission>,
+    known: HashMap<Version, Admission>,
     told: HashSet<Ignored>,
     /// Parts that cannot be claimed yet, by base name.
     held: HashMap<String, DateTime<Utc>>,
@@ -84,7 +87,7 @@ impl Intake {
             waiting.not_before = waiting.not_before.max(self.held.get(entry.name.base()).copied());
             self.waiting.push(waiting);
         }
-        self.waiting.sort_by(|a, b| a.rank().cmp(&b.rank()));
+        self.waiting.sort_by_key(Waiting::rank);
         Ok(self.ignored(layout, shelf, now))
     }
 

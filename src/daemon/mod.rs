@@ -29,6 +29,7 @@ use crate::line::lock::MovesLock;
 use crate::line::moves::Mover;
 use crate::line::recovery::{self, table};
 use crate::line::{EventLog, HeartbeatWriter, Layout, LineLock, outcome};
+use crate::node::free_bytes;
 use build::Ending;
 use doorbell::{Ring, SignalWatch, Watch};
 use intake::{Admission, Intake, Waiting};
@@ -109,7 +110,10 @@ impl<'a> Supervisor<'a> {
                     Ok(()) => failures = 0,
                     Err(fault) => {
                         failures += 1;
-                        floor.trouble(&fault);
+                        // Told once, not once a second.
+                        if failures == 1 {
+                            floor.trouble(&fault);
+                        }
                         // A line that cannot be read is worth waiting for, but only a daemon waits for ever.
                         if self.running == 0 && failures > 5 && floor.options.mode != Mode::Forever {
                             return Err(fault);
@@ -155,6 +159,9 @@ impl<'a> Supervisor<'a> {
         }
         if self.is_stale || self.intake.is_unsettled() {
             self.scan()?;
+        }
+        if self.has_room() && !self.intake.is_empty() {
+            self.floor.check_space()?;
         }
         while self.has_room() {
             let Some(waiting) = self.intake.take(Utc::now(), self.only.as_deref()) else { break };
@@ -344,6 +351,18 @@ impl<'a> Supervisor<'a> {
 }
 
 impl Floor<'_> {
+    /// A part that fills the disk takes the line with it: nothing starts below the reserve.
+    fn check_space(&self) -> Outcome<()> {
+        let (root, reserve) = (self.layout.root(), self.options.config.min_free);
+        // An unanswered question is no reason to stand still.
+        let free = free_bytes(root).unwrap_or(reserve);
+        if free < reserve {
+            return Err(Fault::resource(format!("less than {reserve} free at {}: nothing is started", root.display()))
+                .hint("free some space, or lower storage.hot.min_free_gb in factory_node.toml"));
+        }
+        Ok(())
+    }
+
     fn trouble(&self, fault: &Fault) {
         self.events.tell("line/trouble", None, json!({"class": fault.class.as_str(), "error": fault.one_line()}));
         self.observer.see(&DaemonEvent::Trouble(fault));

@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::doorbell::Ring;
 use crate::fault::{Fault, Outcome};
 use crate::node::Node;
+use crate::units::Bytes;
 
 /// How long a supervisor works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub struct DaemonConfig {
     pub grace: Duration,
     /// Parts built at the same time.
     pub slots: usize,
+    /// Nothing is started while less than this is free under the root: moves and logs need room.
+    pub min_free: Bytes,
 }
 
 impl DaemonConfig {
@@ -59,6 +62,7 @@ impl DaemonConfig {
             heartbeat: node.grid.heartbeat_interval,
             grace: node.forge.stop_grace,
             slots: 1,
+            min_free: node.hot.min_free,
         }
     }
 

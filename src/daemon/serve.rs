@@ -50,7 +50,12 @@ fn supervise(args: &ServeArgs) -> Outcome<()> {
         ServeArgs { max_parts: Some(n), .. } => Mode::MaxParts(*n),
         _ => Mode::Forever,
     };
-    let mut options = DaemonOptions::new(&args.root, mode, &Node::load(&args.root)?)?;
+    let node = Node::load(&args.root)?;
+    if !node.forges() {
+        return Err(Fault::resource("this node does not build parts: node.roles in factory_node.toml lacks \"forge\"")
+            .hint("add \"forge\" to node.roles, or work the line on another node"));
+    }
+    let mut options = DaemonOptions::new(&args.root, mode, &node)?;
     if let [program, rest @ ..] = &args.worker[..] {
         options.worker = WorkerCommand::new(program, rest.to_vec())?;
     }

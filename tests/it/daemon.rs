@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use factoryline::daemon::{self, Mode, NoObserver, Summary};
 use factoryline::line::{LineLock, Station, heartbeat, throughput, verbs};
+use factoryline::units::Bytes;
 
 use crate::factory::{Factory, Watcher, until};
 
@@ -264,4 +265,20 @@ fn two_slots_build_side_by_side() {
     options.config.slots = 2;
     assert_eq!(daemon::run(&options, &NoObserver).unwrap().finished, 4);
     factory.check(&["a", "b", "c", "d"]);
+}
+
+#[test]
+fn nothing_starts_below_the_reserve_of_free_space() {
+    let factory = Factory::new();
+    factory.drop_recipe("x.alloy.json", "ok", 0);
+    let mut options = factory.options(Mode::Forever);
+    options.config.min_free = Bytes(u64::MAX);
+    let stop = options.stop.clone();
+    std::thread::scope(|scope| {
+        let daemon = scope.spawn(|| daemon::run(&options, &NoObserver).unwrap());
+        until("the trouble is told", || factory.events().iter().any(|(kind, _)| kind == "line/trouble"));
+        stop.request();
+        assert_eq!(daemon.join().unwrap(), Summary::default());
+    });
+    assert_eq!(factory.files(Station::Intake), ["x.alloy.json"]);
 }

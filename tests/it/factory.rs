@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use factoryline::daemon::{DaemonConfig, DaemonEvent, DaemonObserver, DaemonOptions, Mode, StopHandle, WorkerCommand};
 use factoryline::line::{Layout, Station, record, shelf};
+use factoryline::units::Bytes;
 use serde_json::{Value, json};
 
 /// The `description` of a recipe tells this worker what to do.
@@ -78,6 +79,7 @@ impl Factory {
                 heartbeat: Duration::from_millis(200),
                 grace: Duration::from_millis(300),
                 slots: 1,
+                min_free: Bytes(0),
             },
             worker: WorkerCommand::new(program, vec![script]).unwrap(),
             stop: StopHandle::default(),
