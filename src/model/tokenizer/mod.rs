@@ -4,18 +4,20 @@ mod import;
 mod special;
 mod splitting;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use export::{TokenizerExport, export_gguf};
 pub use special::SpecialTokens;
 
-use super::{GgufFile, ModelError};
+use super::{GgufFile, GgufValue, ModelError};
 
 /// A tokenizer, ready to encode.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: SpecialTokens,
+    /// `tokenizer.json`, or the GGUF file.
+    path: PathBuf,
 }
 
 impl Tokenizer {
@@ -34,13 +36,13 @@ impl Tokenizer {
         let text = std::fs::read(&file).map_err(ModelError::io("read", &file))?;
         let inner = parse(&file, &text)?;
         let special = SpecialTokens::of_directory(directory, &file, &text, |token| inner.token_to_id(token))?;
-        Ok(Tokenizer { inner, special })
+        Ok(Tokenizer { inner, special, path: file })
     }
 
     /// Rebuilds the tokenizer of a GGUF file (byte-level BPE).
     pub fn of_gguf(file: &GgufFile) -> Result<Self, ModelError> {
         let (text, special) = import::tokenizer_json(file)?;
-        Ok(Tokenizer { inner: parse(file.path(), text.as_bytes())?, special })
+        Ok(Tokenizer { inner: parse(file.path(), text.as_bytes())?, special, path: file.path().to_owned() })
     }
 
     /// Token ids of a text, without any special token added. Special tokens spelled out in the text become themselves,
@@ -56,7 +58,17 @@ impl Tokenizer {
     }
 
     fn refused(&self, what: &str, error: &(dyn std::error::Error + Send + Sync)) -> ModelError {
-        ModelError::broken(Path::new("tokenizer"), format!("cannot {what}: {error}"))
+        ModelError::broken(&self.path, format!("cannot {what}: {error}"))
+    }
+
+    /// The `tokenizer.*` metadata of a GGUF file for a model with `vocab_size` embedding rows: made from
+    /// `tokenizer.json` ([`export_gguf`]), or taken over from the GGUF file this tokenizer came from.
+    pub fn gguf_metadata(&self, vocab_size: usize) -> Result<Vec<(String, GgufValue)>, ModelError> {
+        if self.path.extension().is_some_and(|ending| ending == "json") {
+            return Ok(export_gguf(self.path.parent().unwrap_or(Path::new(".")), vocab_size)?.metadata);
+        }
+        let file = GgufFile::open(&self.path)?;
+        Ok(file.metadata().iter().filter(|(key, _)| key.starts_with("tokenizer.")).cloned().collect())
     }
 
     /// Tokens known, added ones included.
