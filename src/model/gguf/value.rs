@@ -86,7 +86,7 @@ values! {
     I32(i32) = 5, "i32";
     F32(f32) = 6, "f32";
     Bool(bool) = 7, "bool";
-    String(String) = 8, "text";
+    Text(String) = 8, "text";
     U64(u64) = 10, "u64";
     I64(i64) = 11, "i64";
     F64(f64) = 12, "f64";
@@ -94,7 +94,7 @@ values! {
 
 impl From<&str> for GgufValue {
     fn from(text: &str) -> Self {
-        GgufValue::String(text.to_owned())
+        GgufValue::Text(text.to_owned())
     }
 }
 
@@ -129,10 +129,10 @@ impl GgufValue {
         if let GgufValue::Bool(flag) = *self { Some(flag) } else { None }
     }
     pub fn as_str(&self) -> Option<&str> {
-        if let GgufValue::String(text) = self { Some(text) } else { None }
+        if let GgufValue::Text(text) = self { Some(text) } else { None }
     }
     pub fn as_texts(&self) -> Option<&[String]> {
-        if let GgufValue::Array(GgufArray::String(items)) = self { Some(items) } else { None }
+        if let GgufValue::Array(GgufArray::Text(items)) = self { Some(items) } else { None }
     }
     pub fn as_i32s(&self) -> Option<&[i32]> {
         if let GgufValue::Array(GgufArray::I32(items)) = self { Some(items) } else { None }
