@@ -38,7 +38,9 @@ fn conformance() -> Vec<PathBuf> {
 }
 
 fn own_examples() -> Vec<PathBuf> {
-    let files = json_files(&repo("recipes/examples"));
+    let mut files = json_files(&repo("recipes/examples"));
+    files
+        .extend(json_files(&repo("recipes/demo")).into_iter().filter(|p| p.to_string_lossy().ends_with(".alloy.json")));
     assert!(files.len() >= 3, "the example recipes are missing");
     files
 }
@@ -333,6 +335,14 @@ fn a_file_too_large_or_missing_is_refused_before_it_is_read() {
     let gone = Fault::from(RecipeFile::read(&dir.path().join("gone.json")).unwrap_err());
     assert_eq!(gone.class, FaultClass::Recipe);
     assert!(gone.one_line().contains("gone.json: cannot be read: No such file"), "{}", gone.one_line());
+}
+
+#[test]
+fn a_file_of_nothing_but_stages_is_refused_at_once() {
+    let many = vec![r#"{"type":"expert-prune"}"#; 100_000].join(",");
+    let findings = recipe::check(with_stages(&format!("[{many}]")).recipe());
+    assert_eq!(findings.len(), 1);
+    assert!(findings[0].is_error(), "{}", findings[0]);
 }
 
 #[test]

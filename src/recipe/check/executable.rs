@@ -1,6 +1,7 @@
 //! Whether this build can do what a recipe asks for.
 
 use crate::recipe::finding::{Finding, suggest};
+use crate::recipe::json::excerpt;
 use crate::recipe::root::Recipe;
 use crate::recipe::stages::StageSpec;
 
@@ -33,7 +34,7 @@ pub fn check_executable(recipe: &Recipe, can: &Capabilities) -> Vec<Finding> {
                 Finding::error(key, format!("this build cannot execute `{word}` stages"))
                     .hint(format!("it can: {names}"))
             } else {
-                Finding::error(key, format!("this build has no {what} `{word}`")).hint(suggest(word, names))
+                Finding::error(key, format!("this build has no {what} `{}`", excerpt(word))).hint(suggest(word, names))
             };
             findings.push(finding);
         }

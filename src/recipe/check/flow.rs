@@ -1,7 +1,10 @@
 //! Whether the stages follow from each other: what one needs, an earlier one makes.
 
+use std::collections::HashSet;
+
 use super::values::plain;
 use crate::recipe::finding::{Finding, suggest};
+use crate::recipe::json::excerpt;
 use crate::recipe::root::Recipe;
 use crate::recipe::stages::{
     Eval, ExpertActivationProfile, ExpertMetric, ExpertPrune, Lora, PERPLEXITY, Prune, Quant,
@@ -170,7 +173,7 @@ impl Walk<'_> {
     fn ranking(&mut self, i: usize, prune: &ExpertPrune) {
         if let (Some(ExpertMetric::Other(word)), true) = (prune.ranking(), prune.importance_json.is_none()) {
             let hint = suggest(&word, ExpertMetric::NAMES.iter().copied());
-            return self.error(i, "metric", format!("`{word}` is no ranking of experts"), Some(hint));
+            return self.error(i, "metric", format!("`{}` is no ranking of experts", excerpt(&word)), Some(hint));
         }
         if !prune.needs_profile() {
             return;
@@ -219,12 +222,13 @@ impl Walk<'_> {
     }
 
     fn quant(&mut self, i: usize, quant: &Quant) {
+        let mut listed = HashSet::new();
         for (j, name) in quant.quant_types.iter().enumerate() {
             let key = format!("quantTypes[{j}]");
             if name.trim().is_empty() {
                 self.error(i, &key, "the text is empty".into(), None);
-            } else if quant.quant_types[..j].iter().any(|earlier| earlier.eq_ignore_ascii_case(name)) {
-                self.warning(i, &key, format!("`{name}` is in the list twice"), "remove one");
+            } else if !listed.insert(name.to_ascii_uppercase()) {
+                self.warning(i, &key, format!("`{}` is in the list twice", excerpt(name)), "remove one");
             }
         }
     }

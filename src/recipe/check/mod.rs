@@ -18,9 +18,16 @@ pub use fit::{bits_per_weight, params_after};
 use super::finding::Finding;
 use super::root::Recipe;
 
+/// Real recipes have about ten stages; a file with thousands is refused before anything looks at each of them.
+const MAX_STAGES: usize = 1000;
+
 /// Everything that can be decided from the recipe alone. Whether this build can execute it is
 /// [`check_executable`]'s question.
 pub fn check(recipe: &Recipe) -> Vec<Finding> {
+    if recipe.stages.len() > MAX_STAGES {
+        let message = format!("{} stages are more than the {MAX_STAGES} a recipe may have", recipe.stages.len());
+        return vec![Finding::error("stages", message).hint("the file is damaged or not a recipe")];
+    }
     let questions = [values::check, source::check, flow::check, criteria::check, fit::check];
     questions.into_iter().flat_map(|question| question(recipe)).collect()
 }

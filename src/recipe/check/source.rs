@@ -2,6 +2,7 @@
 
 use super::values::plain;
 use crate::recipe::finding::Finding;
+use crate::recipe::json::excerpt;
 use crate::recipe::root::{AlloySource, Recipe};
 use crate::recipe::stages::StageSpec;
 
@@ -21,9 +22,9 @@ pub(super) fn check(recipe: &Recipe) -> Vec<Finding> {
 fn name(name: &str) -> Option<Finding> {
     let bad = name.chars().find(|c| c.is_control() || "/\\:*?\"<>|".contains(*c));
     let cause = if let Some(c) = bad {
-        format!("the name {name:?} holds {c:?}, and the artifact's directory is named by it")
+        format!("the name {:?} holds {c:?}, and the artifact's directory is named by it", excerpt(name))
     } else if name.starts_with('.') {
-        format!("the name {name:?} starts with a dot: the artifact would be hidden")
+        format!("the name {:?} starts with a dot: the artifact would be hidden", excerpt(name))
     } else if name.len() > 200 {
         format!("the name has {} bytes; a directory's name may have 255 with what is added to it", name.len())
     } else {
@@ -37,15 +38,16 @@ fn version(version: &str) -> Option<Finding> {
     let number = |part: &&str| !part.is_empty() && part.bytes().all(|c| c.is_ascii_digit());
     let good = parts.len() == 3 && parts.iter().all(number);
     (!good).then(|| {
-        Finding::error("version", format!("`{version}` is not of the form MAJOR.MINOR.PATCH")).hint("e.g. 1.0.0")
+        Finding::error("version", format!("`{}` is not of the form MAJOR.MINOR.PATCH", excerpt(version)))
+            .hint("e.g. 1.0.0")
     })
 }
 
 fn placeholders(source: &AlloySource, findings: &mut Vec<Finding>) {
     for (key, text) in [("source.baseModel", &source.base_model), ("source.architecture", &source.architecture)] {
         let upper = text.to_uppercase();
-        if ["TODO", "TBD", "FIXME", "XXX"].iter().any(|mark| upper.contains(mark)) {
-            findings.push(Finding::error(key, format!("`{text}` is a placeholder")).hint("fill it in"));
+        if ["TODO", "TBD", "XXX"].iter().any(|mark| upper.contains(mark)) {
+            findings.push(Finding::error(key, format!("`{}` is a placeholder", excerpt(text))).hint("fill it in"));
         }
     }
 }

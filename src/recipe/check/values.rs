@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use crate::recipe::finding::{Finding, nearest, suggest};
-use crate::recipe::json::{float_repr, join, key_step};
+use crate::recipe::json::{excerpt, float_repr, join, key_step};
 use crate::recipe::root::Recipe;
 use crate::recipe::schema::{properties, recipe_schema, resolve, stage_schema};
 
@@ -72,7 +72,7 @@ fn nearly_known(
     let meant = nearest(name, absent)?;
     let fold = |text: &str| text.to_lowercase().replace(['_', '-'], "");
     (strsim::normalized_damerau_levenshtein(&fold(name), &fold(meant)) >= 0.8).then(|| {
-        Finding::warning(at, format!("the key `{name}` is unknown here and has no effect"))
+        Finding::warning(at, format!("the key `{}` is unknown here and has no effect", excerpt(name)))
             .hint(format!("did you mean `{meant}`?"))
     })
 }
@@ -91,7 +91,8 @@ fn word(text: &str, schema: &Value, key: &str, findings: &mut Vec<Finding>) {
     let known: Vec<&str> =
         schema.get("enum").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
     if !known.is_empty() && !known.contains(&text) {
-        findings.push(Finding::error(key, format!("`{text}` is not in the list")).hint(suggest(text, known)));
+        findings
+            .push(Finding::error(key, format!("`{}` is not in the list", excerpt(text))).hint(suggest(text, known)));
     }
     if text.trim().is_empty() && schema.get("minLength").is_some() {
         findings.push(Finding::error(key, "the text is empty"));

@@ -176,6 +176,14 @@ impl Node {
     }
 }
 
+/// A text short enough for a message: its first 60 characters, and `…` for the rest.
+pub fn excerpt(text: &str) -> std::borrow::Cow<'_, str> {
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => text.into(),
+    }
+}
+
 /// One step of a key path: the bare key, or `["odd key"]` when it holds characters a path gives a meaning.
 pub fn key_step(key: &str) -> String {
     let plain = !key.is_empty() && !key.chars().any(|c| c.is_whitespace() || c.is_control() || ".[]\"".contains(c));

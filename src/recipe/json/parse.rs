@@ -1,6 +1,6 @@
 //! The JSON reader (RFC 8259, strict) that knows where it stands and says what it expected there.
 
-use super::{Kind, Member, Node, join, key_step};
+use super::{Kind, Member, Node, excerpt, join, key_step};
 
 /// Lists and objects may be nested this deep; real recipes need about ten levels.
 pub const MAX_DEPTH: usize = 128;
@@ -115,7 +115,7 @@ impl Reader<'_> {
             "true" => Kind::Bool(true),
             "false" => Kind::Bool(false),
             _ => {
-                let error = self.fail(format!("expected a value, found `{word}`"));
+                let error = self.fail(format!("expected a value, found `{}`", excerpt(word)));
                 return Err(match word {
                     "None" | "NaN" | "nan" | "Infinity" | "undefined" | "nil" | "NULL" | "Null" => {
                         error.hinted("JSON writes a value that is not there as `null`")
@@ -158,7 +158,7 @@ impl Reader<'_> {
         }
         let text = &self.text[start..self.at];
         if !text.parse::<f64>().is_ok_and(f64::is_finite) {
-            return Err(self.fail_at(start, format!("the number {text} is beyond what a double can hold")));
+            return Err(self.fail_at(start, format!("the number {} is beyond what a double can hold", excerpt(text))));
         }
         Ok(Kind::Number(text.to_owned()))
     }
@@ -212,16 +212,34 @@ impl Reader<'_> {
             return Ok(Kind::Object(members));
         }
         loop {
-            let member = self.member(&members)?;
+            let member = self.member()?;
             members.push(member);
             if self.ends(b'}', "`,` or `}` (the next key or the end of the object)")? {
+                self.distinct(&members)?;
                 return Ok(Kind::Object(members));
             }
         }
     }
 
-    /// `"key": value`, and no key twice: readers disagree about which of two values counts.
-    fn member(&mut self, before: &[Member]) -> Result<Member, SyntaxError> {
+    /// No key may stand twice: readers disagree about which of two values counts.
+    fn distinct(&self, members: &[Member]) -> Result<(), SyntaxError> {
+        let mut keys: Vec<&Member> = members.iter().collect();
+        // Stable: of two equal keys the later one follows the earlier.
+        keys.sort_by(|a, b| a.key.cmp(&b.key));
+        let twice = keys.windows(2).filter(|pair| pair[0].key == pair[1].key).map(|pair| pair[1]);
+        match twice.min_by_key(|member| member.key_span.start) {
+            None => Ok(()),
+            Some(Member { key, key_span, .. }) => {
+                let cause = format!("the key `{}` stands twice in this object", excerpt(key));
+                let error = self.fail_at(key_span.start, cause);
+                let error = SyntaxError { key: join(&error.key, &key_step(key)), ..error };
+                Err(error.hinted("keep one of the two: JSON readers disagree about which one counts"))
+            }
+        }
+    }
+
+    /// `"key": value`.
+    fn member(&mut self) -> Result<Member, SyntaxError> {
         if self.peek() != Some(b'"') {
             return Err(self.unexpected("a key in double quotes"));
         }
@@ -229,11 +247,6 @@ impl Reader<'_> {
         let key = self.string()?;
         let key_span = start..self.at;
         self.path.push(key_step(&key));
-        if before.iter().any(|m| m.key == key) {
-            return Err(self
-                .fail_at(start, format!("the key `{key}` stands twice in this object"))
-                .hinted("keep one of the two: JSON readers disagree about which one counts"));
-        }
         self.skip_space();
         if self.peek() != Some(b':') {
             return Err(self.unexpected("`:` (and the value of the key)"));

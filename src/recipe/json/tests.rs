@@ -57,6 +57,17 @@ fn deep_nesting_ends_in_an_error_and_not_in_a_crash() {
 }
 
 #[test]
+fn large_and_long_things_are_quick_and_short() {
+    let keys: Vec<String> = (0..200_000).map(|i| format!("\"k{i}\":0")).collect();
+    assert!(parse(&format!("{{{}}}", keys.join(","))).is_ok());
+    let twice = parse(&format!("{{{},\"k7\":1}}", keys.join(","))).unwrap_err();
+    assert_eq!((twice.key.as_str(), twice.cause.as_str()), ("k7", "the key `k7` stands twice in this object"));
+    for text in ["9".repeat(100_000), "x".repeat(100_000)] {
+        assert!(parse(&text).unwrap_err().cause.len() < 200);
+    }
+}
+
+#[test]
 fn floats_read_as_python_prints_them() {
     // Left: the double; right: what CPython's repr gives for it.
     let cases = [
