@@ -1,7 +1,8 @@
-//! kill -9 of the worker and of the supervisor, at many moments of a small part, with the real `factoryd`.
+//! kill -9 of the worker and of the supervisor, at many moments of a small part, with the real `factoryd`: first with
+//! a worker made of shell, then with the real one on a committed tiny model, in each of its stages.
 //!
 //! After any of it the part stands somewhere whole, and the next `factoryd --drain` brings it to finished, built by
-//! one worker at a time.
+//! one worker at a time, with the same artifact as without a crash.
 
 use std::fs;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -9,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use factoryline::line::{Station, heartbeat, shelf};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 
 use crate::factory::{Factory, recipe, until};
+use crate::worker::fixture;
 
 const NODE: &str = "[forge]\nretry_backoff_seconds = 0.02\nrescan_seconds = 0.2\nstop_grace_seconds = 1\n\n\
                     [grid]\nheartbeat_interval_seconds = 0.2\n";
@@ -28,18 +31,23 @@ struct Supervisor {
 }
 
 impl Supervisor {
+    /// With the worker made of shell.
     fn start(factory: &Factory, mode: &[&str]) -> Supervisor {
-        let words = factory.worker_words();
-        let child = Command::new(env!("CARGO_BIN_EXE_factoryd"))
-            .arg("--root")
-            .arg(factory.layout.root())
-            .args(mode)
-            .args(words.iter().map(|word| format!("--worker={word}")))
-            .stdin(Stdio::null())
-            .stderr(fs::File::create(factory.layout.root().join("factoryd.log")).unwrap())
-            .spawn()
-            .unwrap();
-        Supervisor { child }
+        let words = factory.worker_words().map(|word| format!("--worker={word}"));
+        let words: Vec<&str> = mode.iter().copied().chain(words.iter().map(String::as_str)).collect();
+        Self::start_real(factory, &words, None)
+    }
+
+    /// With real workers, which die at a named point.
+    fn start_real(factory: &Factory, words: &[&str], crash_at: Option<&str>) -> Supervisor {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_factoryd"));
+        match crash_at {
+            Some(point) => command.env("FACTORYLINE_CRASH_AT", point),
+            None => command.env_remove("FACTORYLINE_CRASH_AT"),
+        };
+        let log = fs::File::create(factory.layout.root().join("factoryd.log")).unwrap();
+        let command = command.arg("--root").arg(factory.layout.root()).args(words);
+        Supervisor { child: command.stdin(Stdio::null()).stderr(log).spawn().unwrap() }
     }
 
     fn kill(&mut self) {
@@ -54,7 +62,7 @@ impl Supervisor {
     /// Waits for its end; a supervisor that does not end is killed and reported.
     fn end(mut self, factory: &Factory) -> ExitStatus {
         let began = Instant::now();
-        while began.elapsed() < Duration::from_secs(20) {
+        while began.elapsed() < Duration::from_secs(60) {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
@@ -191,4 +199,89 @@ fn sigterm_gives_the_part_back_and_a_second_supervisor_is_refused_with_8() {
     assert!(supervisor.end(&factory).success());
     assert_eq!(factory.files(Station::Intake), ["x.alloy.json", "x.retry.json"]);
     assert_eq!(factory.json(Station::Intake, "x.retry.json")["retries"], 0);
+}
+
+/// A line whose one part is a whole chain on the tiny model that reads text.
+fn real_factory() -> Factory {
+    let factory = factory();
+    let words = "The mill stood by the river, and the river turned the mill, and nobody asked why. ";
+    let line = json!({"text": words.repeat(3)});
+    fs::write(factory.layout.calibration().join("calib.jsonl"), format!("{line}\n{line}\n")).unwrap();
+    fs::write(factory.layout.calibration().join("held.txt"), words.repeat(12)).unwrap();
+    let recipe = json!({
+        "name": "tiny", "version": "1.0.0",
+        "source": {"baseModel": fixture("qwen3_moe-text"), "architecture": "qwen3_moe", "isMoE": true},
+        "stages": [
+            {"type": "expert-activation-profile", "calibrationCorpus": "calib.jsonl", "maxLength": 128},
+            {"type": "expert-prune", "keepExpertsPerLayer": 3},
+            {"type": "quant", "format": "gguf", "quantTypes": ["Q8_0"]},
+            {"type": "eval", "benchmarks": [
+                {"name": "perplexity", "data": "held.txt", "context": 32, "convention": "windowed"}]},
+            {"type": "package", "format": "gguf"},
+        ],
+    });
+    let intake = factory.layout.station(Station::Intake);
+    fs::write(intake.join("x.alloy.json"), recipe.to_string()).unwrap();
+    fs::write(intake.join("x.notes.txt"), "mine").unwrap();
+    factory
+}
+
+/// Brings the part to its end and gives the hash of what was made.
+fn finish(factory: &Factory, story: &str) -> String {
+    let status = Supervisor::start_real(factory, &["--drain"], None).end(factory);
+    let log = fs::read_to_string(factory.layout.root().join("factoryd.log")).unwrap();
+    assert!(status.success(), "{story}: {log}");
+    assert_eq!(factory.check(&["x"])["x"], Station::Finished, "{story}: {log}");
+    assert!(factory.files(Station::Finished).contains(&"x.notes.txt".to_owned()), "{story}");
+    let part = &shelf::list(&factory.layout, Station::Finished).unwrap()[0];
+    let result = factory.json(Station::Finished, &part.name.sidecar("result"));
+    let hash = result["modelHash"].as_str().unwrap();
+    assert!(hash.starts_with("sha256:"), "{hash}");
+    hash.to_owned()
+}
+
+/// The worker dies at each named point of each stage; the next attempt ends with the same bytes.
+#[test]
+fn a_real_part_survives_the_death_of_its_worker_in_each_stage() {
+    let whole = finish(&real_factory(), "uninterrupted");
+    let stages = ["expert-activation-profile", "expert-prune", "quant", "eval", "package"];
+    let of_stages =
+        stages.iter().flat_map(|stage| ["started", "written", "checkpointed"].map(|p| format!("{stage}:{p}")));
+    let points = of_stages.chain(["plan:written", "result:before", "result:written"].map(String::from));
+    for point in points {
+        let factory = real_factory();
+        // The lost part waits long enough to be looked at.
+        fs::write(factory.layout.node_file(), NODE.replace("0.02", "300")).unwrap();
+        let mut supervisor = Supervisor::start_real(&factory, &[], Some(&point));
+        let stands = |station: Station, name: &str| factory.layout.station(station).join(name).exists();
+        until("the worker died", || {
+            stands(Station::Intake, "x.retry1.alloy.json") || stands(Station::Finished, "x.alloy.json")
+        });
+        supervisor.kill();
+        let died = stands(Station::Intake, "x.retry1.alloy.json");
+        assert_eq!(died, point != "result:written", "a whole result counts however the worker ended ({point})");
+        if died {
+            let retry = factory.json(Station::Intake, "x.retry.json");
+            assert_eq!(retry["reason"], "the worker was killed by signal 6", "{point}");
+            fs::remove_file(factory.layout.station(Station::Intake).join("x.retry.json")).unwrap();
+        }
+        fs::write(factory.layout.node_file(), NODE).unwrap();
+        assert_eq!(finish(&factory, &point), whole, "{point}");
+    }
+}
+
+/// The supervisor dies at moments spread over a build; the worker may live on, and its work is not lost.
+#[test]
+fn a_real_part_survives_the_death_of_its_supervisor() {
+    let factory = real_factory();
+    let began = Instant::now();
+    let whole = finish(&factory, "uninterrupted");
+    let length = began.elapsed();
+    for moment in 1..6 {
+        let factory = real_factory();
+        let mut supervisor = Supervisor::start_real(&factory, &["--drain"], None);
+        std::thread::sleep(length * moment / 6);
+        supervisor.kill();
+        assert_eq!(finish(&factory, &format!("moment {moment} of 6")), whole);
+    }
 }
