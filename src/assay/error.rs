@@ -20,8 +20,8 @@ pub enum AssayError {
     ShortSequence { path: PathBuf, sequence: usize, tokens: usize },
     #[error("{path} has no tokenizer", path = path.display())]
     NoTokenizer { path: PathBuf },
-    #[error("{path} has {tokens} tokens, less than one window of {context}", path = path.display())]
-    TooShort { path: PathBuf, tokens: usize, context: usize },
+    #[error("the text has {tokens} tokens, less than one window of {context}")]
+    TooFewTokens { tokens: usize, context: usize },
     #[error("a context of {context} tokens is too {what} for this measurement")]
     Context { context: usize, what: &'static str, hint: String },
     #[error(transparent)]
@@ -43,7 +43,7 @@ impl From<AssayError> for Fault {
             AssayError::NoTokenizer { .. } => {
                 Fault::source(text).hint("add its tokenizer.json, or give token ids instead of a text")
             }
-            AssayError::TooShort { .. } => Fault::source(text).hint("use a longer text or a shorter context"),
+            AssayError::TooFewTokens { .. } => Fault::source(text).hint("use a longer text or a shorter context"),
             AssayError::Context { hint, .. } => Fault::recipe(text).hint(hint),
             AssayError::Model(source) => source.into(),
             AssayError::Engine(source) => source.into(),

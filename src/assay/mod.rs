@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use error::AssayError;
+pub use perplexity::{PerplexityOptions, Score, perplexity};
 
 use crate::engine::{PassOptions, PassProgress};
 use crate::family::OpenModel;

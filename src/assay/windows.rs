@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use super::{AssayError, Convention, Data};
+use super::{AssayError, Convention, Data, PerplexityOptions};
 use crate::engine::Scoring;
 use crate::family::OpenModel;
-use crate::model::Tokenizer;
 use crate::units::Sha;
 
 /// Sequences ready to run, and what the result must say about them.
@@ -23,18 +22,44 @@ pub struct Sequences {
 /// The file cannot be read or is not what it should be, no window fills, or the context is longer than the model's.
 pub fn sequences(model: &OpenModel, data: &Data, limit: Option<usize>) -> Result<Sequences, AssayError> {
     let limit = limit.unwrap_or(usize::MAX);
-    let found = match data {
+    match data {
         Data::Text { path, context, convention } => text(model, path, *context, *convention, limit),
-        Data::TokenIds { path } => token_ids(path, limit),
-    }?;
-    if found.context > model.spec.max_positions {
-        return Err(AssayError::Context {
-            context: found.context,
-            what: "long",
-            hint: format!("the model has {} positions", model.spec.max_positions),
-        });
+        Data::TokenIds { path } => token_ids(model, path, limit),
     }
-    Ok(found)
+}
+
+/// Cuts the ids of a text into windows by convention.
+///
+/// # Errors
+/// A context the convention or the model cannot have; fewer ids than one window.
+pub fn cut(
+    model: &OpenModel,
+    ids: &[u32],
+    options: PerplexityOptions,
+    limit: usize,
+) -> Result<(Vec<Vec<u32>>, Scoring), AssayError> {
+    let PerplexityOptions { context, convention, bos } = options;
+    let (least, scoring, hint) = match convention {
+        Convention::Windowed => (2, Scoring::All, "a window scores every token but its first"),
+        Convention::LlamaCpp => (3, Scoring::SecondHalf, "a window scores the tokens of its second half"),
+    };
+    if context < least {
+        return Err(AssayError::Context { context, what: "short", hint: hint.to_owned() });
+    }
+    check_context(model, context)?;
+    let tokens = windows(ids, context, convention, bos, limit);
+    if tokens.is_empty() {
+        return Err(AssayError::TooFewTokens { tokens: ids.len(), context });
+    }
+    Ok((tokens, scoring))
+}
+
+fn check_context(model: &OpenModel, context: usize) -> Result<(), AssayError> {
+    let positions = model.spec.max_positions;
+    if context <= positions {
+        return Ok(());
+    }
+    Err(AssayError::Context { context, what: "long", hint: format!("the model has {positions} positions") })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, AssayError> {
@@ -48,13 +73,6 @@ fn text(
     convention: Convention,
     limit: usize,
 ) -> Result<Sequences, AssayError> {
-    let (least, hint) = match convention {
-        Convention::Windowed => (2, "a window scores every token but its first"),
-        Convention::LlamaCpp => (3, "a window scores the tokens of its second half"),
-    };
-    if context < least {
-        return Err(AssayError::Context { context, what: "short", hint: hint.to_owned() });
-    }
     let bytes = read(path)?;
     let data_sha256 = Sha::of(&bytes);
     let text = String::from_utf8(bytes)
@@ -62,19 +80,10 @@ fn text(
     // Opened here and dropped before the pass: a vocabulary takes tens of megabytes.
     let tokenizer = model.open_tokenizer()?.ok_or_else(|| AssayError::NoTokenizer { path: model.path.clone() })?;
     let ids = tokenizer.encode(&text)?;
-    let tokens = windows(&ids, context, convention, bos(&tokenizer, convention), limit);
-    if tokens.is_empty() {
-        return Err(AssayError::TooShort { path: path.to_owned(), tokens: ids.len(), context });
-    }
-    let scoring = match convention {
-        Convention::Windowed => Scoring::All,
-        Convention::LlamaCpp => Scoring::SecondHalf,
-    };
+    let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+    drop((tokenizer, text));
+    let (tokens, scoring) = cut(model, &ids, PerplexityOptions { context, convention, bos }, limit)?;
     Ok(Sequences { tokens, scoring, convention: convention.as_str(), context, data_sha256 })
-}
-
-fn bos(tokenizer: &Tokenizer, convention: Convention) -> Option<u32> {
-    tokenizer.bos().filter(|_| convention == Convention::LlamaCpp && tokenizer.add_bos())
 }
 
 /// Full windows without overlap. With a beginning-of-text token the text starts with it, and every later window gets
@@ -92,7 +101,7 @@ fn windows(ids: &[u32], context: usize, convention: Convention, bos: Option<u32>
     ids.chunks_exact(context).take(limit).map(with_bos).collect()
 }
 
-fn token_ids(path: &Path, limit: usize) -> Result<Sequences, AssayError> {
+fn token_ids(model: &OpenModel, path: &Path, limit: usize) -> Result<Sequences, AssayError> {
     let bytes = read(path)?;
     let not_ids = |cause: String| AssayError::NotTokenIds { path: path.to_owned(), cause };
     let mut tokens: Vec<Vec<u32>> = serde_json::from_slice(&bytes).map_err(|e| not_ids(e.to_string()))?;
@@ -101,6 +110,7 @@ fn token_ids(path: &Path, limit: usize) -> Result<Sequences, AssayError> {
         return Err(AssayError::ShortSequence { path: path.to_owned(), sequence, tokens: tokens[sequence].len() });
     }
     let context = tokens.iter().map(Vec::len).max().ok_or_else(|| not_ids("the list is empty".to_owned()))?;
+    check_context(model, context)?;
     Ok(Sequences { tokens, scoring: Scoring::All, convention: "token-ids", context, data_sha256: Sha::of(&bytes) })
 }
 

@@ -26,8 +26,8 @@ unsafe impl Sync for Output {}
 /// out[t, h] = softmax(q[t, h] · k[≤t, h']ᵀ / √d) · v[≤t, h'] within each sequence, h' the key head that h shares.
 ///
 /// `q` and `out` are `[rows, heads · head_dim]`, `k` and `v` `[rows, kv_heads · head_dim]`.
-pub fn causal(q: &[f32], k: &[f32], v: &[f32], shape: HeadShape, batch: &Batch, out: &mut [f32]) {
-    match matmul::kernel() {
+pub fn causal(kernel: Kernel, [q, k, v]: [&[f32]; 3], shape: HeadShape, batch: &Batch, out: &mut [f32]) {
+    match kernel {
         Kernel::Amx(amx) => matmul::causal(amx, [q, k, v], shape, &batch.spans, out),
         Kernel::Portable => causal_in_f32(q, k, v, shape, batch, out),
     }
@@ -205,7 +205,7 @@ mod tests {
         let (k, v) = (noise(3200, 6), noise(3200, 7));
         let wanted = by_definition(&large, &k, &v, shape, &batch);
         let mut out = vec![f32::NAN; 3200];
-        causal(&large, &k, &v, shape, &batch, &mut out);
+        causal(matmul::kernel(), [&large, &k, &v], shape, &batch, &mut out);
         // Scores reach about ±100: 2⁻¹⁶ of the sum of magnitudes is an absolute error of some 1e-3 in the exponent.
         assert!(worst(&out, &wanted) < 2e-3, "off by {}", worst(&out, &wanted));
     }

@@ -115,21 +115,23 @@ fn unnamed_file(directory: &Path) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::host::Host;
+    use super::super::host;
+    use super::super::matmul::Kernel;
     use super::*;
 
     #[test]
     fn a_spilled_batch_comes_back_and_may_shrink() {
+        let host = host::Host { kernel: Kernel::Portable };
         let dir = tempfile::tempdir().unwrap();
-        let mut store = HiddenStore::<Host>::new(&[2, 1], 3, Some(dir.path())).unwrap();
+        let mut store = HiddenStore::<host::Host>::new(&[2, 1], 3, Some(dir.path())).unwrap();
         let values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
-        store.put(&Host, 1, Host.upload(&[7.0, 8.0, 9.0], 3).unwrap()).unwrap();
-        store.put(&Host, 0, Host.upload(&values, 3).unwrap()).unwrap();
-        let back = store.take(&Host, 0).unwrap();
-        assert_eq!(Host.download(&back).unwrap(), values);
-        store.put(&Host, 0, Host.upload(&values[3..], 3).unwrap()).unwrap();
-        assert_eq!(Host.download(&store.take(&Host, 0).unwrap()).unwrap(), &values[3..]);
-        assert_eq!(Host.download(&store.take(&Host, 1).unwrap()).unwrap(), [7.0, 8.0, 9.0]);
+        store.put(&host, 1, host.upload(&[7.0, 8.0, 9.0], 3).unwrap()).unwrap();
+        store.put(&host, 0, host.upload(&values, 3).unwrap()).unwrap();
+        let back = store.take(&host, 0).unwrap();
+        assert_eq!(host.download(&back).unwrap(), values);
+        store.put(&host, 0, host.upload(&values[3..], 3).unwrap()).unwrap();
+        assert_eq!(host.download(&store.take(&host, 0).unwrap()).unwrap(), &values[3..]);
+        assert_eq!(host.download(&store.take(&host, 1).unwrap()).unwrap(), [7.0, 8.0, 9.0]);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the file has no name");
     }
 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::attention;
 use super::backend::{Backend, ChunkScore, HeadShape, RopeTable};
 use super::batch::Batch;
-use super::matmul::{PackedInput, PackedWeight, matmul_packed};
+use super::matmul::{Kernel, PackedInput, PackedWeight, matmul_packed};
 use super::pool::Buffer;
 use super::{EngineError, vector};
 use crate::family::LinearSpec;
@@ -19,7 +19,10 @@ type Result<T> = std::result::Result<T, EngineError>;
 const ROWS_PER_TASK: usize = 32;
 
 /// Computes on this machine's processors.
-pub struct Host;
+pub struct Host {
+    /// How products are computed.
+    pub kernel: Kernel,
+}
 
 /// Activations in memory.
 pub struct HostRows {
@@ -44,7 +47,10 @@ impl Backend for Host {
     type Rope = RopeTable;
 
     fn weight_bytes(&self, rows: usize, cols: usize, exact: bool) -> u64 {
-        PackedWeight::predicted_bytes(rows, cols, exact)
+        match self.kernel {
+            Kernel::Portable => (rows * cols * size_of::<f32>()) as u64,
+            Kernel::Amx(_) => PackedWeight::predicted_bytes(rows, cols, exact),
+        }
     }
 
     fn load_weight(&self, source: &dyn TensorSource, linear: &LinearSpec) -> Result<PackedWeight> {
@@ -62,12 +68,12 @@ impl Backend for Host {
         if source.meta(name).is_some_and(|meta| meta.dtype == Dtype::BF16) {
             let bytes = source.bytes(name)?;
             if let Some(part) = bytes.get(rows.start * cols * 2..rows.end * cols * 2) {
-                return Ok(PackedWeight::from_bf16_le(part, n, cols));
+                return Ok(PackedWeight::from_bf16_le_for(self.kernel, part, n, cols));
             }
         }
         let mut values = Vec::new();
         source.read_rows_f32(name, rows, &mut values)?;
-        Ok(PackedWeight::from_f32(&values, n, cols))
+        Ok(PackedWeight::from_f32_for(self.kernel, &values, n, cols))
     }
 
     fn load_vector(&self, source: &dyn TensorSource, name: &str) -> Result<Vec<f32>> {
@@ -95,8 +101,8 @@ impl Backend for Host {
         layers: [(&PackedWeight, Option<&Vec<f32>>); N],
     ) -> Result<[HostRows; N]> {
         let input = match rows {
-            Some(rows) => PackedInput::gather(&x.data, x.columns, rows),
-            None => PackedInput::new(&x.data, x.rows(), x.columns),
+            Some(rows) => PackedInput::gather_for(self.kernel, &x.data, x.columns, rows),
+            None => PackedInput::for_kernel(self.kernel, &x.data, x.rows(), x.columns),
         };
         Ok(layers.map(|(weight, bias)| {
             let mut y = HostRows::dirty(input.m(), weight.n());
@@ -145,7 +151,7 @@ impl Backend for Host {
 
     fn attention(&self, q: &HostRows, k: &HostRows, v: &HostRows, shape: HeadShape, batch: &Batch) -> Result<HostRows> {
         let mut out = HostRows::dirty(q.rows(), shape.heads * shape.head_dim);
-        attention::causal(&q.data, &k.data, &v.data, shape, batch, &mut out.data);
+        attention::causal(self.kernel, [&q.data, &k.data, &v.data], shape, batch, &mut out.data);
         Ok(out)
     }
 

@@ -41,7 +41,7 @@ impl MemoryPlan {
     ///
     /// Weights and the activations of one micro-batch are taken as needed (a pass cannot do with less); hidden states
     /// stay in memory as far as the rest of the budget allows.
-    pub fn new<B: Backend>(
+    pub(super) fn new<B: Backend>(
         backend: &B,
         spec: &ModelSpec,
         source: &dyn TensorSource,

@@ -6,7 +6,7 @@
 //! not families.
 
 mod attention;
-pub mod backend;
+mod backend;
 mod batch;
 mod block;
 mod choice;
@@ -29,4 +29,4 @@ pub use choice::{device_name, open_device};
 pub use error::EngineError;
 pub use memory::{MemoryPlan, peak_resident, resident};
 pub use observer::{LogitChunk, Observer, Routing};
-pub use pass::{PassOptions, PassProgress, PassReport, Scoring, run_pass};
+pub use pass::{PassOptions, PassProgress, PassReport, Scoring, predict, run_pass};

@@ -13,6 +13,7 @@ use super::device::OnDevice;
 use super::head::{self, Head};
 use super::hidden::HiddenStore;
 use super::host::Host;
+use super::matmul::{self, Kernel};
 use super::memory::{self, MemoryPlan};
 use super::observer::Observer;
 use super::prefetch::one_ahead;
@@ -31,13 +32,21 @@ pub struct PassOptions {
     pub memory_budget: Option<Bytes>,
     /// Where hidden states go that do not fit; the system's temporary directory if `None`.
     pub spill_directory: Option<PathBuf>,
+    /// How products are computed on the CPU: the fastest way this processor has, unless named.
+    pub kernel: Option<Kernel>,
     /// Use candle's operations on the CPU too, instead of the CPU backend.
     pub candle_on_cpu: bool,
 }
 
 impl Default for PassOptions {
     fn default() -> Self {
-        PassOptions { device: Device::Cpu, memory_budget: None, spill_directory: None, candle_on_cpu: false }
+        PassOptions {
+            device: Device::Cpu,
+            memory_budget: None,
+            spill_directory: None,
+            kernel: None,
+            candle_on_cpu: false,
+        }
     }
 }
 
@@ -125,10 +134,22 @@ pub fn run_pass(
     check_sequences(sequences, model.spec.vocab)?;
     let (spec, source) = (&model.spec, model.tensors.as_ref());
     if options.device.is_cpu() && !options.candle_on_cpu {
-        Pass { backend: &Host, spec, source, sequences, scoring, options, progress }.run(observers)
+        Pass { backend: &Host::of(options), spec, source, sequences, scoring, options, progress }.run(observers)
     } else {
         let backend = &OnDevice::new(&options.device);
         Pass { backend, spec, source, sequences, scoring, options, progress }.run(observers)
+    }
+}
+
+/// How a pass of `tokens` tokens in sequences of at most `longest` would lie in memory; nothing is read but headers.
+pub fn predict(model: &OpenModel, tokens: usize, longest: usize, options: &PassOptions) -> MemoryPlan {
+    let (spec, source, budget) = (&model.spec, model.tensors.as_ref(), options.memory_budget);
+    let on_device = !options.device.is_cpu();
+    if on_device || options.candle_on_cpu {
+        let backend = OnDevice::new(&options.device);
+        MemoryPlan::new(&backend, spec, source, tokens, longest, on_device, budget)
+    } else {
+        MemoryPlan::new(&Host::of(options), spec, source, tokens, longest, on_device, budget)
     }
 }
 
@@ -142,6 +163,12 @@ fn check_sequences(sequences: &[Vec<u32>], vocab: usize) -> Result<()> {
         }
     }
     Ok(())
+}
+
+impl Host {
+    fn of(options: &PassOptions) -> Self {
+        Host { kernel: options.kernel.unwrap_or_else(matmul::kernel) }
+    }
 }
 
 struct Pass<'a, B: Backend> {

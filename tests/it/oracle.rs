@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use factoryline::assay::{self, Data, Request};
+use factoryline::engine::matmul::Kernel;
 use factoryline::engine::{LogitChunk, Observer, PassOptions, Scoring, run_pass};
 use factoryline::family::{self, GgufContent, OpenModel, permuted_row};
 use factoryline::model::{DeclaredTensor, Dtype, GgufWriter};
@@ -71,16 +72,17 @@ fn worst(ours: &[f32], theirs: &[f32]) -> f32 {
 }
 
 #[test]
-fn logits_equal_transformers_on_the_cpu_backend_and_in_candle() {
+fn logits_equal_transformers_however_they_are_computed() {
     for path in fixtures() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let (ids, wanted) = reference(&path);
-        for candle_on_cpu in [false, true] {
-            let options = PassOptions { candle_on_cpu, ..PassOptions::default() };
+        for (way, allowed, options) in [
+            ("f32 products", TOLERANCE, PassOptions { kernel: Some(Kernel::Portable), ..PassOptions::default() }),
+            ("candle", TOLERANCE, PassOptions { candle_on_cpu: true, ..PassOptions::default() }),
+            ("fastest kernel", SPLIT_TOLERANCE, PassOptions::default()),
+        ] {
             let difference = worst(&logits(&path, &ids, &options), &wanted);
-            let allowed = if candle_on_cpu { TOLERANCE } else { SPLIT_TOLERANCE };
-            println!("{name} candle {candle_on_cpu}: {difference:e}");
-            assert!(difference <= allowed, "{name} (candle: {candle_on_cpu}): logits differ by {difference}");
+            assert!(difference <= allowed, "{name}, {way}: logits differ by {difference:e}");
         }
     }
 }
