@@ -76,8 +76,9 @@ impl From<CompressError> for Fault {
             CompressError::Tensor { .. } => {
                 Fault::source(error.to_string()).hint("the source model is damaged: fetch it again and compare hashes")
             }
-            CompressError::Io { action, path, source } => Fault::new(io_class(&source), format!("{action} {}", path.display()))
-                .caused_by(source),
+            CompressError::Io { action, path, source } => {
+                Fault::new(io_class(&source), format!("{action} {}", path.display())).caused_by(source)
+            }
             CompressError::Model(e) => e.into(),
             CompressError::Family(e) => e.into(),
             CompressError::Engine(e) => e.into(),

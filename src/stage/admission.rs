@@ -139,8 +139,8 @@ impl<'a> Admission<'a> {
         self.current = Some(spec);
     }
 
-    /// A finding about the recipe.
-    pub fn refuse(&mut self, finding: Finding) {
+    /// A finding about the recipe: an error refuses it, a warning or a note stays with the plan.
+    pub fn report(&mut self, finding: Finding) {
         self.findings.push((FaultClass::Recipe, finding));
     }
 
@@ -180,7 +180,7 @@ impl<'a> Admission<'a> {
             Err(fault) => return self.fault("source.baseModel", fault),
         };
         if let Some(warning) = found.warning() {
-            self.refuse(Finding::warning("source.baseModel", warning));
+            self.report(Finding::warning("source.baseModel", warning));
         }
         match open(&found.path) {
             Ok(model) => {
@@ -198,18 +198,18 @@ impl<'a> Admission<'a> {
         let source = &self.recipe.source;
         let experts = model.spec.experts();
         if source.is_moe == Some(true) && experts.is_none() {
-            self.refuse(Finding::error("source.isMoE", format!("{} is a dense model", model.path.display())));
+            self.report(Finding::error("source.isMoE", format!("{} is a dense model", model.path.display())));
         }
         if let Some(layers) = source.num_layers.filter(|&layers| layers as usize != model.spec.blocks.len()) {
             let message = format!("{layers}, but the model has {}", model.spec.blocks.len());
-            self.refuse(Finding::error("source.numLayers", message).hint("correct the recipe or name another model"));
+            self.report(Finding::error("source.numLayers", message).hint("correct the recipe or name another model"));
         }
     }
 
     fn plan_stages(&mut self) -> Vec<PlannedStage> {
         let cycles = self.recipe.cycles.unwrap_or(1);
         if cycles > 1 {
-            self.refuse(
+            self.report(
                 Finding::error("cycles", format!("{cycles}: this build runs the stages once, in their written order"))
                     .hint("remove cycles, or write the stages as often as they shall run"),
             );
@@ -220,7 +220,7 @@ impl<'a> Admission<'a> {
             let Some(stage) = stage_named(spec.type_name()) else { continue };
             if self.is_packaged && !matches!(spec, StageSpec::Eval(_)) {
                 let message = format!("{} comes after package", spec.type_name());
-                self.refuse(Finding::error(Place(i).key("type"), message).hint("put package last"));
+                self.report(Finding::error(Place(i).key("type"), message).hint("put package last"));
             }
             stages.push(stage.plan(self, spec, Place(i)));
         }
@@ -243,14 +243,14 @@ impl<'a> Admission<'a> {
 
     fn run(&mut self, layout: &Layout) -> (Vec<PlannedStage>, Predicted) {
         for finding in check(self.recipe).into_iter().chain(check_executable(self.recipe, &capabilities())) {
-            self.refuse(finding);
+            self.report(finding);
         }
         self.open_source();
         let stages = self.plan_stages();
         if let Some(criteria) = &self.recipe.acceptance_criteria {
             let makes_artifact = !self.artifacts.is_empty() || self.is_pruned;
             for finding in gate::admissible(criteria, self.measures_perplexity, makes_artifact) {
-                self.refuse(finding);
+                self.report(finding);
             }
             self.check_vram(criteria.hardware.as_ref().and_then(|h| h.max_vram_gb));
         }
@@ -266,7 +266,7 @@ impl<'a> Admission<'a> {
             && Bytes(smallest).as_gb() > limit
         {
             let message = format!("the smallest artifact will have {}, maxVramGb is {limit}", Bytes(smallest));
-            self.refuse(
+            self.report(
                 Finding::error("acceptanceCriteria.hardware.maxVramGb", message).hint("quantize or prune more"),
             );
         }

@@ -31,7 +31,7 @@ impl Stage for Eval {
         planned.outputs = vec![output_name(place)];
         if eval.passing_threshold.is_some() {
             let finding = Finding::error(place.key("passingThreshold"), "is a percent score, and perplexity has none");
-            admission.refuse(finding.hint("state acceptanceCriteria.perplexity.max instead"));
+            admission.report(finding.hint("state acceptanceCriteria.perplexity.max instead"));
         }
         for (i, benchmark) in eval.benchmarks.iter().enumerate() {
             let key = place.key(&format!("benchmarks[{i}].data"));
@@ -88,13 +88,13 @@ fn plan_benchmark(
     }
     let Some(spec) = benchmark.perplexity() else {
         let finding = Finding::error(key, "is missing: perplexity needs a text");
-        return admission.refuse(finding.hint("name a text under calibration/ in the line's root, or give its path"));
+        return admission.report(finding.hint("name a text under calibration/ in the line's root, or give its path"));
     };
     admission.measures_perplexity = true;
     planned.inputs.push(key.clone());
     let bytes = admission.find_text(key.clone(), &spec.data);
     if admission.source().is_some_and(|source| !matches!(source.tokenizer(), Ok(Some(_)))) {
-        admission.refuse(
+        admission.report(
             Finding::error(&key, "the source has no usable tokenizer.json")
                 .hint("a text needs the model's tokenizer; foreman assay --token-ids scores ids without one"),
         );
@@ -117,7 +117,7 @@ fn plan_benchmark(
     if too_long {
         let context = key.replace(".data", ".context");
         let message = format!("{} is more than the model's {most} positions", spec.context);
-        admission.refuse(Finding::error(context, message).hint("use a shorter window"));
+        admission.report(Finding::error(context, message).hint("use a shorter window"));
     }
 }
 
@@ -136,10 +136,8 @@ fn measure(
 ) -> Outcome<Measurement> {
     let path = artifact.map_or_else(|| cx.plan.source.path.clone(), |path| cx.work.join(path));
     let model = family::open(&path)?;
-    let name = artifact.map_or_else(
-        || "base".to_owned(),
-        |path| path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-    );
+    let name = artifact
+        .map_or_else(|| "base".to_owned(), |path| path.file_name().unwrap_or_default().to_string_lossy().into_owned());
     let detail = format!("perplexity of {name}");
     let report = |p: PassProgress| span.at_rate(p.fraction, &detail, Some(p.tokens_per_s));
     let convention = match spec.convention {

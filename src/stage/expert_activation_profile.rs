@@ -78,20 +78,20 @@ fn check_settings(admission: &mut Admission<'_>, profile: &recipe::stages::Exper
     if profile.metric() != recipe::stages::ExpertMetric::ActivationCount {
         let message = format!("this build counts activation_count, not {}", profile.metric().as_str());
         let hint = "use activation_count; router_l2 needs no profile, name it as the metric of expert-prune";
-        admission.refuse(Finding::error(place.key("metric"), message).hint(hint));
+        admission.report(Finding::error(place.key("metric"), message).hint(hint));
     }
     if let Some(version) = profile.metric_version.as_deref().filter(|&version| version != METRIC_VERSION) {
         let message = format!("{version:?} is not known, this build writes {METRIC_VERSION:?}");
-        admission.refuse(Finding::error(place.key("metricVersion"), message));
+        admission.report(Finding::error(place.key("metricVersion"), message));
     }
     if admission.model().is_some_and(|model| model.experts().is_none()) {
-        admission.refuse(
+        admission.report(
             Finding::error(place.key("type"), "the source is a dense model, it has no experts")
                 .hint("remove the expert stages, or choose a mixture-of-experts model"),
         );
     }
     if admission.source().is_some_and(|source| !matches!(source.tokenizer(), Ok(Some(_)))) {
-        admission.refuse(
+        admission.report(
             Finding::error(place.key("calibrationCorpus"), "the source has no usable tokenizer.json")
                 .hint("a corpus of text needs the model's tokenizer"),
         );

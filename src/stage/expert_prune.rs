@@ -45,7 +45,7 @@ impl Stage for ExpertPrune {
         planned.outputs = vec![out];
         let Some(keep) = prune.keep().map(|keep| keep as usize) else {
             let finding = Finding::error(place.key("keepExpertsPerLayer"), "is missing");
-            admission.refuse(finding.hint("say how many experts each layer keeps"));
+            admission.report(finding.hint("say how many experts each layer keeps"));
             return planned;
         };
         let from = admission.model().and_then(ModelSpec::experts);
@@ -140,32 +140,32 @@ fn check_settings(admission: &mut Admission<'_>, prune: &recipe::stages::ExpertP
     let layout = prune.expert_tensor_layout();
     if !matches!(layout, ExpertTensorLayout::Auto | ExpertTensorLayout::MlpExpertsUnfused) {
         let message = format!("this build prunes mlp-experts-unfused, not {}", layout.as_str());
-        admission.refuse(Finding::error(place.key("expertTensorLayout"), message).hint("say auto"));
+        admission.report(Finding::error(place.key("expertTensorLayout"), message).hint("say auto"));
     }
     match prune.ranking() {
         None | Some(ExpertMetric::ActivationCount | ExpertMetric::RouterL2) => {}
         Some(other) => {
             let message = format!("this build ranks by activation_count or router_l2, not {}", other.as_str());
-            admission.refuse(Finding::error(place.key("metric"), message));
+            admission.report(Finding::error(place.key("metric"), message));
         }
     }
     if prune.needs_profile() && !admission.has_importance {
         let hint =
             "put an expert-activation-profile stage before it, name an importanceJson, or use the metric router_l2";
-        admission.refuse(Finding::error(place.key("type"), "no profile of this model stands before it").hint(hint));
+        admission.report(Finding::error(place.key("type"), "no profile of this model stands before it").hint(hint));
     }
     if !admission.artifacts.is_empty() {
         let message = "comes after quant: the files already written would not be pruned";
-        admission.refuse(Finding::error(place.key("type"), message).hint("put expert-prune before quant"));
+        admission.report(Finding::error(place.key("type"), message).hint("put expert-prune before quant"));
     }
     if admission.source().is_some_and(|source| source.path.is_file()) {
         let message = "a GGUF file cannot be pruned in this build";
-        admission.refuse(Finding::error(place.key("type"), message).hint("start from the model's safetensors"));
+        admission.report(Finding::error(place.key("type"), message).hint("start from the model's safetensors"));
     }
     if admission.model().is_some_and(|model| model.experts().is_none()) {
         let message = "the source is a dense model, it has no experts";
         let hint = "remove the expert stages, or choose a mixture-of-experts model";
-        admission.refuse(Finding::error(place.key("type"), message).hint(hint));
+        admission.report(Finding::error(place.key("type"), message).hint(hint));
     }
 }
 
@@ -180,14 +180,14 @@ fn check_count(
     let key = place.key(prune.keep_key());
     if keep < top_k {
         let message = format!("{keep} is below the {top_k} experts the model's router chooses per token");
-        admission.refuse(Finding::error(key, message).hint(format!("keep {top_k} to {} experts", experts - 1)));
+        admission.report(Finding::error(key, message).hint(format!("keep {top_k} to {} experts", experts - 1)));
     } else if keep >= experts {
         let message = format!("{keep} of {experts} experts prunes nothing");
-        admission.refuse(Finding::error(key, message).hint(format!("keep {top_k} to {} experts", experts - 1)));
+        admission.report(Finding::error(key, message).hint(format!("keep {top_k} to {} experts", experts - 1)));
     }
     if let Some(said) = prune.original_experts_per_layer.filter(|&said| said as usize != experts) {
         let message = format!("{said}, but the model has {experts} experts per layer");
-        admission.refuse(Finding::error(place.key("originalExpertsPerLayer"), message));
+        admission.report(Finding::error(place.key("originalExpertsPerLayer"), message));
     }
 }
 

@@ -33,19 +33,19 @@ impl Stage for Package {
         match package.format.as_str() {
             "gguf" if admission.artifacts.is_empty() => {
                 let finding = Finding::error(key, "no quant stage before it writes a GGUF file");
-                admission.refuse(finding.hint("add a quant stage, or package safetensors"));
+                admission.report(finding.hint("add a quant stage, or package safetensors"));
             }
             "safetensors" if !admission.is_pruned => {
                 let finding = Finding::error(key, "no stage before it changes the model's safetensors");
-                admission.refuse(finding.hint("add an expert-prune stage, or package gguf"));
+                admission.report(finding.hint("add an expert-prune stage, or package gguf"));
             }
             EVERYTHING if admission.artifacts.is_empty() && !admission.is_pruned => {
-                admission.refuse(Finding::error(key, "no stage before it makes an artifact").hint("add a quant stage"));
+                admission.report(Finding::error(key, "no stage before it makes an artifact").hint("add a quant stage"));
             }
             "gguf" | "safetensors" | EVERYTHING => {}
             other => {
                 let finding = Finding::error(key, format!("this build packages gguf and safetensors, not {other:?}"));
-                admission.refuse(finding.hint("say gguf, safetensors or auto"));
+                admission.report(finding.hint("say gguf, safetensors or auto"));
             }
         }
         admission.is_packaged = true;
@@ -99,7 +99,7 @@ fn finish(planned: PlannedStage, format: &str) -> PlannedStage {
 /// The package stage that a recipe with artifacts but without one gets.
 pub(super) fn implied(admission: &mut Admission<'_>, place: Place) -> PlannedStage {
     let text = serde_json::json!({ "type": "package", "format": EVERYTHING });
-    admission.refuse(Finding::note("stages", "no package stage: the artifacts are packaged at the end"));
+    admission.report(Finding::note("stages", "no package stage: the artifacts are packaged at the end"));
     let planned = PlannedStage {
         index: place.0,
         type_name: "package".into(),

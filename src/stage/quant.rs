@@ -31,7 +31,7 @@ impl Stage for Quant {
         planned.title = format!("quantize to {} {}", quant.format.as_str(), quant.quant_types.join(", "));
         if quant.quant_types.is_empty() {
             let finding = Finding::error(place.key("quantTypes"), "names no type");
-            admission.refuse(finding.hint("name at least one of F32, F16, BF16, Q8_0, Q4_0"));
+            admission.report(finding.hint("name at least one of F32, F16, BF16, Q8_0, Q4_0"));
         }
         if quant.format != QuantFormat::Gguf {
             return planned;
@@ -41,7 +41,7 @@ impl Stage for Quant {
             let Some(dtype) = quant_type(name) else { continue };
             let key = place.key(&format!("quantTypes[{i}]"));
             if admission.artifacts.iter().any(|a| a.format == "gguf" && a.dtype == dtype) {
-                admission.refuse(Finding::error(key, format!("{name} is written already")).hint("name each type once"));
+                admission.report(Finding::error(key, format!("{name} is written already")).hint("name each type once"));
                 continue;
             }
             planned.outputs.push(format!("{GGUF_DIR}/{}", file_name(&admission.recipe.name, dtype)));
@@ -101,7 +101,7 @@ fn fallback_text(plan: &QuantPlan) -> Option<String> {
 
 fn note_fallbacks(admission: &mut Admission<'_>, key: String, plan: &QuantPlan) {
     if let Some(text) = fallback_text(plan) {
-        admission.refuse(Finding::warning(key, text));
+        admission.report(Finding::warning(key, text));
     }
 }
 
@@ -112,7 +112,7 @@ fn check_header(admission: &mut Admission<'_>, key: &str, plan: &QuantPlan) {
         Some(Err(error)) => admission.fault(key, error.into()),
         Some(Ok(header)) => {
             for warning in header.warnings {
-                admission.refuse(Finding::warning(key, warning));
+                admission.report(Finding::warning(key, warning));
             }
         }
         None => {}

@@ -22,7 +22,7 @@ impl Stage for SourceConfig {
             && u64::from(asked) > most as u64
         {
             let key = place.key("contextLength");
-            admission.refuse(
+            admission.report(
                 Finding::error(key, format!("{asked} is more than the model's {most} positions"))
                     .hint("lower it; this build cannot extend a context"),
             );

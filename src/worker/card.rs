@@ -3,7 +3,6 @@
 use std::fmt::Write;
 
 use super::certify::{Outcomes, Shipped};
-use crate::units::Bytes;
 
 /// `README.md` of the artifact folder.
 pub(super) fn render(outcomes: &Outcomes<'_>) -> String {
@@ -60,8 +59,10 @@ fn table(outcomes: &Outcomes<'_>) -> String {
     let mut out = String::from("| | bits per weight | bytes | parameters | perplexity |\n|---|---|---|---|---|\n");
     let ppl = |perplexity: f64, stderr: f64| format!("{perplexity:.4} ± {:.4}", perplexity * stderr);
     let base = outcomes.base().next().map_or_else(|| "not measured".into(), |m| ppl(m.perplexity, m.nll_stderr));
-    let source = Bytes(outcomes.cx.plan.source.total.0);
-    let _ = writeln!(out, "| base `{}` | | {source} | | {base} |", outcomes.cx.plan.source.base_model);
+    let is_weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".gguf");
+    let source = &outcomes.cx.plan.source;
+    let bytes: u64 = source.files.iter().filter(|file| is_weights(&file.name)).map(|file| file.size.0).sum();
+    let _ = writeln!(out, "| base `{}` | | {bytes} | | {base} |", source.base_model);
     for shipped in &outcomes.artifacts {
         let a = shipped.artifact;
         let name = if shipped.name == "." { &a.format } else { &shipped.name };

@@ -20,8 +20,8 @@ use serde_json::json;
 
 use crate::fault::{Fault, Outcome};
 use crate::line::claim::check_token;
-use crate::line::wire::{Wire, WorkerMessage};
 use crate::line::stamp;
+use crate::line::wire::{Wire, WorkerMessage};
 use crate::stage::{Listener, Progress, replace_file};
 
 pub use args::WorkerArgs;

