@@ -19,7 +19,7 @@ impl Stage for SourceConfig {
         let StageSpec::SourceConfig(config) = spec else { return place.planned(spec) };
         let most = admission.model().map(|m| m.max_positions);
         if let (Some(asked), Some(most)) = (config.context_length, most)
-            && u64::from(asked) > most as u64
+            && asked > most as u64
         {
             let key = place.key("contextLength");
             admission.report(
