@@ -191,3 +191,20 @@ fn damage_is_named() {
     let error = family::open(&dir.path().join("nothing")).err().unwrap();
     assert_eq!(factoryline::fault::Fault::from(error).class, factoryline::fault::FaultClass::Source);
 }
+
+/// bf16 arithmetic: single logits of a tiny model may be far off (a router may choose differently), their mean may not.
+#[test]
+#[ignore = "needs an NVIDIA GPU and the cuda feature: scripts/gpu_check.sh runs it"]
+fn on_the_gpu_logits_are_near_those_of_transformers() {
+    let device = Device::new_cuda(0).unwrap();
+    for path in fixtures() {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let (ids, wanted) = reference(&path);
+        let options = PassOptions { device: device.clone(), ..PassOptions::default() };
+        let ours = logits(&path, &ids, &options);
+        assert_eq!(ours.len(), wanted.len());
+        let mean = ours.iter().zip(&wanted).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>() / ours.len() as f64;
+        println!("{name}: mean difference {mean:.4}, largest {:.4}", worst(&ours, &wanted));
+        assert!(mean < 0.08, "{name}: logits differ by {mean} in the mean");
+    }
+}
