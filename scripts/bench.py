@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The measurements of scripts/bench.sh (which builds the binaries first). Prints a table; --json FILE keeps the figures.
+"""The measurements of scripts/bench.sh, which builds the binaries first. Prints a table; --json FILE keeps the figures.
 
     quantize     stage time of `quant` on the line, from its events; MB/s of bf16 input. The stage ends with the output
                  durable and hashed; llama.cpp's figure is its quantize call on the F16 file.
-    perplexity   `foreman assay`, convention llama.cpp, on the bf16 folder and on our F16 file; tokens evaluated per second
+    perplexity   `foreman assay`, convention llama.cpp, on the bf16 folder and on our F16 file; tokens per second
     prune        stage time of `expert-prune` with ready-made counts, against `cp` of the bytes it wrote, with and
                  without fsync
     line         a recipe with nothing to do: parts per second when many wait, and the time from a part's arrival to
@@ -45,24 +45,25 @@ class Bench:
         if not python:
             return None, "LLAMA_PYTHON is not set"
         try:
-            found = subprocess.run([python, "-c", "import llama_cpp; print(llama_cpp.__version__)"], capture_output=True,
-                                   text=True, check=True)
+            found = subprocess.run([python, "-c", "import llama_cpp; print(llama_cpp.__version__)"],
+                                   capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):
             return None, f"{python} has no llama_cpp"
         return python, f"llama-cpp-python {found.stdout.strip()}"
 
     def run_peer(self, *words):
-        done = subprocess.run([self.peer, str(HERE / "llama_peer.py"), *map(str, words), "--threads", str(self.args.threads)],
-                              capture_output=True, text=True, env=self.env)
+        command = [self.peer, HERE / "llama_peer.py", *words, "--threads", self.args.threads]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=self.env)
         if done.returncode:
             print(f"peer failed: {' '.join(map(str, words))}\n{done.stderr[-800:]}", file=sys.stderr)
             return None
         return json.loads(done.stdout.strip().splitlines()[-1])
 
     def foreman(self, *words, check=True):
-        done = subprocess.run([str(self.bin / "foreman"), *map(str, words)], capture_output=True, text=True, env=self.env)
+        words = [str(self.bin / "foreman"), *map(str, words)]
+        done = subprocess.run(words, capture_output=True, text=True, env=self.env)
         if check and done.returncode:
-            sys.exit(f"foreman {' '.join(map(str, words))} ended with {done.returncode}:\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
+            sys.exit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
         return done
 
     def new_line(self, name):
@@ -86,7 +87,8 @@ class Bench:
         ratio = ours / theirs if theirs else None
         self.rows.append((what, ours, unit, theirs, versus, ratio))
         self.figures[what] = {"value": ours, "unit": unit, "peer": theirs, "versus": versus, "ratio": ratio}
-        print(f"  {what}: {ours:,.1f} {unit}" + (f", {versus} {theirs:,.1f}, ratio {ratio:.2f}" if theirs else ""), flush=True)
+        against = f", {versus} {theirs:,.1f}, ratio {ratio:.2f}" if theirs else ""
+        print(f"  {what}: {ours:,.1f} {unit}{against}", flush=True)
 
     # ------------------------------------------------------------ measurements
 
@@ -99,7 +101,7 @@ class Bench:
         kept = self.work / f"model-{kind}.gguf"
         if not kept.exists():
             root = self.new_line(f"make-{kind}")
-            self.build(root, f"make-{kind.lower()}", self.source(), [{"type": "quant", "format": "gguf", "quantTypes": [kind]}])
+            self.build(root, f"make-{kind.lower()}", self.source(), [quant(kind)])
             shutil.copyfile(newest(root, "*.gguf"), kept)
         return kept
 
@@ -109,8 +111,7 @@ class Bench:
             ours, theirs = [], []
             for i in range(self.args.repeat):
                 root = self.new_line(f"quantize-{kind}-{i}")
-                told = self.build(root, f"quantize-{kind.lower()}-{i}", self.source(),
-                                  [{"type": "quant", "format": "gguf", "quantTypes": [kind]}])
+                told = self.build(root, f"quantize-{kind.lower()}-{i}", self.source(), [quant(kind)])
                 ours.append(stage_seconds(told, "quant"))
                 if self.peer:
                     done = self.run_peer("quantize", self.gguf("F16"), self.work / f"peer-{kind}.gguf", kind)
@@ -133,13 +134,15 @@ class Bench:
                     done = self.run_peer("perplexity", model, self.args.text)
                     if done:
                         theirs.append(done["tokens"] / done["seconds"])
-                        self.figures["perplexity agreement"] = {"ours": scores[-1], "peer": done["perplexity"],
-                                                                "relative": scores[-1] / done["perplexity"] - 1}
+                        relative = scores[-1] / done["perplexity"] - 1
+                        self.figures["perplexity agreement"] = {
+                            "ours": scores[-1], "peer": done["perplexity"], "relative": relative}
             self.row(f"perplexity, {what}", statistics.median(ours), "tokens/s",
                      statistics.median(theirs) if theirs else None, "llama.cpp")
         same = self.figures.get("perplexity agreement")
         if same:
-            print(f"  F16 perplexity: ours {same['ours']:.4f}, llama.cpp {same['peer']:.4f} ({100 * same['relative']:+.3f} %)")
+            print(f"  F16 perplexity: ours {same['ours']:.4f}, llama.cpp {same['peer']:.4f}, "
+                  f"difference {100 * same['relative']:+.3f} %")
 
     def prune(self):
         model = self.work / f"synthetic-{self.args.moe_megabytes}"
@@ -149,7 +152,8 @@ class Bench:
         ours, copy, durable, written = [], [], [], 0
         for i in range(self.args.repeat):
             root = self.new_line(f"prune-{i}")
-            told = self.build(root, f"prune-{i}", {"baseModel": str(model), "architecture": "qwen3_moe", "isMoE": True}, [
+            source = {"baseModel": str(model), "architecture": "qwen3_moe", "isMoE": True}
+            told = self.build(root, f"prune-{i}", source, [
                 {"type": "expert-prune", "keepExpertsPerLayer": 24, "originalExpertsPerLayer": 32,
                  "importanceJson": str(model / "importance.json"), "strategy": "calibration-aware-activation-count"},
                 {"type": "package", "format": "safetensors"}])
@@ -176,7 +180,8 @@ class Bench:
 
     def line(self):
         """Parts per second of a recipe whose only stage changes nothing, then the claim latency of single parts."""
-        source = {"baseModel": str(REPO / "tests/fixtures/models/qwen3_moe-text"), "architecture": "qwen3_moe", "isMoE": True}
+        model = REPO / "tests/fixtures/models/qwen3_moe-text"
+        source = {"baseModel": str(model), "architecture": "qwen3_moe", "isMoE": True}
         recipe = {"name": "nothing", "version": "0.1.0", "source": source, "stages": [{"type": "source-config"}]}
         root = self.new_line("line")
         for i in range(self.args.parts):
@@ -229,6 +234,10 @@ class Bench:
         for what, ours, unit, theirs, versus, ratio in self.rows:
             peer, ratio = (f"{theirs:12,.1f}", f"{ratio:6.2f}") if theirs else (f"{'-':>12}", f"{'-':>6}")
             print(f"{what:34} {ours:12,.1f} {peer}  {unit:14} {ratio}  {versus if theirs else ''}")
+
+
+def quant(kind):
+    return {"type": "quant", "format": "gguf", "quantTypes": [kind]}
 
 
 def events(root):

@@ -3,8 +3,8 @@
 #
 #   scripts/check_cuda.sh [CARGO ARGUMENTS ...]       e.g. --offline
 #
-# candle's build scripts want nvcc even for a check: scripts/cuda/nvcc-stand-in answers for it, in a target folder of its
-# own, since nothing built with it may ever be linked. Runs clippy where it is installed (it checks everything that
+# candle's build scripts want nvcc even for a check: scripts/cuda/nvcc-stand-in answers for it, in a target folder of
+# its own, since nothing built with it may ever be linked. Runs clippy where it is installed (it checks everything that
 # `cargo check` does, and lints the CUDA-only code), else `cargo check`. From nothing: one to two minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."

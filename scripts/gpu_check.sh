@@ -39,7 +39,10 @@ for line in sys.stdin:
     "$ready/foreman" --version # it must start without any CUDA library
 }
 
-gpu() { command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null; }
+gpu() {
+    command -v nvidia-smi >/dev/null &&
+        nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null
+}
 
 run() {
     gpu || { echo "no NVIDIA GPU on this machine (nvidia-smi finds none): built, nothing run"; exit $NO_GPU; }

@@ -62,8 +62,9 @@ def perplexity(args):
         window = [model.token_bos(), *window[1:]] if bos else window
         scores.append(window_nll(model, list(window), args.context // 2))
     seconds, every = time.perf_counter() - started, np.concatenate(scores)
-    return {"perplexity": math.exp(every.mean()), "nll": every.mean(), "nll_stderr": every.std(ddof=1) / math.sqrt(every.size),
-            "tokens": len(windows) * args.context, "scored": every.size, "context": args.context, "seconds": seconds,
+    return {"perplexity": math.exp(every.mean()), "nll": every.mean(),
+            "nll_stderr": every.std(ddof=1) / math.sqrt(every.size), "tokens": len(windows) * args.context,
+            "scored": every.size, "context": args.context, "seconds": seconds,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 

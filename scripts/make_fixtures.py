@@ -14,7 +14,8 @@ What makes a wrong implementation visible: hidden size, head width, feed-forward
 every norm weight and bias is perturbed; the attention weights are large enough that the position encoding matters
 (the script checks that a scaled rope moves the logits); a router's choice is never a near tie (checked as well).
 Row lengths are multiples of 32 everywhere, so that block formats apply. `qwen3_moe-text` has a tokenizer too
-(scripts/make_tokenizer_fixtures.py), so that a test can send a text through the whole line. Same versions of the packages, same bytes.
+(scripts/make_tokenizer_fixtures.py), so that a test can send a text through the whole line. Same versions of the
+packages, same bytes.
 """
 import hashlib
 import json

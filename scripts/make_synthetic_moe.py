@@ -4,9 +4,9 @@
     pip install numpy
     python scripts/make_synthetic_moe.py FOLDER [--megabytes 500] [--tokenizer MODEL_FOLDER]
 
-Writes the published qwen3_moe layout (config.json, bf16 shards with an index) and `importance.json`: made-up activation counts
-that a recipe's expert-prune stage can name as `importanceJson`, so that pruning needs no pass over the model. The
-tokenizer files of another model whose vocabulary fits can be copied in. Says nothing about quality: the model has
+Writes the published qwen3_moe layout (config.json, bf16 shards with an index) and `importance.json`: made-up activation
+counts that a recipe's expert-prune stage can name as `importanceJson`, so that pruning needs no pass over the model.
+The tokenizer files of another model whose vocabulary fits can be copied in. Says nothing about quality: the model has
 learnt nothing.
 """
 import argparse

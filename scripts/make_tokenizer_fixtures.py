@@ -28,7 +28,8 @@ SPECIAL = ["<|endoftext|>", "<|im_end|>"]
 QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
                r"|\s+(?!\S)|\s+")
 TEXTS = [
-    "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife.",
+    "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of "
+    "a wife.",
     "She'd said: \"We'll see\" -- and THEY'LL never know it's 1814, or 12,345.67!",
     "  two leading spaces, a\ttab,\n\n\n three newlines and trailing spaces   ",
     "naïve café, e\u0301 decomposed, 한국어 日本語 русский عربى",

@@ -15,11 +15,11 @@ What comes out, under --out:
 The text is Jane Austen's six novels (public domain; scripts/austen_text.py). The tokenizer is a byte-level BPE with
 GPT-2's pre-tokenizer (llama.cpp: `tokenizer.ggml.pre` = gpt-2). The model is written out below in plain PyTorch, since
 only two of eight experts need computing for a token: tokens are sorted by expert, one product per expert. AdamW,
-cosine learning rate, a load-balancing term small enough that experts stay unequally busy. The finished folder is read back by
-transformers, whose logits must agree with ours and whose perplexity is the figure reported.
+cosine learning rate, a load-balancing term small enough that experts stay unequally busy. The finished folder is read
+back by transformers, whose logits must agree with ours and whose perplexity is the figure reported.
 
-Seeded and single-process: the same machine, thread count and versions give the same bytes; another CPU's rounding gives another
-model of the same quality. About half an hour, mostly on one core.
+Seeded and single-process: the same machine, thread count and versions give the same bytes; another CPU's rounding gives
+another model of the same quality. About 15 minutes of one core; more threads are of little use at this size.
 """
 import argparse
 import hashlib
@@ -37,6 +37,7 @@ from torch import nn
 
 from austen_text import novels
 
+OUT = pathlib.Path(__file__).resolve().parent.parent / "recipes" / "demo"
 END = "<|endoftext|>"
 HELDOUT_BYTES, CALIBRATION_BYTES, PASSAGE_BYTES = 130_000, 60_000, 1_000
 SEED, TOKENS_PER_STEP, WARMUP = 20260, 4096, 60
@@ -58,7 +59,7 @@ CONFIG = {
 # ---------------------------------------------------------------- text
 
 def split(books):
-    """(training documents, held-out text): the last HELDOUT_BYTES of "Persuasion", from a paragraph's start, are held out."""
+    """(training documents, held-out text): held out are the last HELDOUT_BYTES of "Persuasion"."""
     text = books["Persuasion"]
     cut = text.index("\n\n", len(text) - HELDOUT_BYTES) + 2
     documents = [t if name != "Persuasion" else text[:cut].rstrip() + "\n" for name, t in books.items()]
@@ -254,8 +255,9 @@ def train(model, stream, steps):
     """Random windows of the stream, `steps` times; returns the loss curve [(step, nats per token)]."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}],
-                                  lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}],
+        lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
     draw = torch.Generator().manual_seed(SEED + 1)
     curve, mean, started = [], 0.0, time.time()
     for step in range(steps):
@@ -352,7 +354,7 @@ def write_model(folder, config, tensors, tokenizer):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("austen", help="folder into which the Debian package was unpacked")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).resolve().parent.parent / "recipes/demo")
+    parser.add_argument("--out", type=pathlib.Path, default=OUT)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -399,12 +401,13 @@ def main():
         probe.rmdir()
     scored_bytes = len(tokenizer.decode(ids[:base["windows"] * 512].tolist()).encode())
     write_json(args.out / "training.json", {
-        "parameters": parameters, "steps": args.steps, "tokens_per_step": TOKENS_PER_STEP, "training_tokens": len(stream),
-        "training_seconds": round(seconds), "threads": args.threads, "torch": torch.__version__, "loss": curve,
-        "logit_gap_to_transformers": gap, "heldout": {"bytes": len(heldout.encode()), "tokens": len(ids), "base_512": base,
+        "parameters": parameters, "steps": args.steps, "tokens_per_step": TOKENS_PER_STEP,
+        "training_tokens": len(stream), "training_seconds": round(seconds), "threads": args.threads,
+        "torch": torch.__version__, "loss": curve, "logit_gap_to_transformers": gap,
+        "heldout": {
+            "bytes": len(heldout.encode()), "tokens": len(ids), "base_512": base, "pruned_512": pruned,
             "bits_per_byte": round(base["nll"] * base["windows"] * 512 / scored_bytes / math.log(2), 4),
-            "byte_ngram_bits_per_byte": {n: round(ngram_bits_per_byte(documents, heldout, n), 4) for n in (3, 5, 6)},
-            "pruned_512": pruned},
+            "byte_ngram_bits_per_byte": {n: round(ngram_bits_per_byte(documents, heldout, n), 4) for n in (3, 5, 6)}},
         "calibration": {"passages": len(passages), "tokens": sum(counts[0]) // CONFIG["num_experts_per_tok"],
                         "expert_counts": counts},
         "sha256": {str(f.relative_to(args.out)): hashlib.sha256(f.read_bytes()).hexdigest()

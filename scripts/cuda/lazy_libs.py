@@ -3,9 +3,9 @@
 
     lazy_libs.py CUDARC_SOURCE OUT_FOLDER
 
-candle links libcuda, libcublas, libcublasLt, libcurand and libnvrtc dynamically: such a binary does not even start where they are
-missing. The linker takes lib<name>.a when OUT_FOLDER has no .so, so this script writes archives in which every
-entry point that cudarc declares is a few instructions: jump through a slot; while the slot is empty, find the real
+candle links libcuda, libcublas, libcublasLt, libcurand and libnvrtc dynamically: such a binary does not even start
+where they are missing. The linker takes lib<name>.a when OUT_FOLDER has no .so, so this script writes archives in which
+every entry point that cudarc declares is a few instructions: jump through a slot; while the slot is empty, find the real
 function (dlopen, dlsym), keep it in the slot, go there. If there is no such library or function, the call returns
 the library's own code for "no device" or "not initialised", which every CUDA program checks first.
 
@@ -110,7 +110,8 @@ find_and_go:
 def declared(source, module):
     """The functions cudarc declares for a library (it names them one a line: `fn cuInit(`)."""
     text = (source / "src" / module / "sys" / "mod.rs").read_text()
-    return sorted(set(re.findall(r"^\s*(?:pub )?(?:unsafe )?fn ((?:cu|nvrtc)[A-Z]\w*|cu[a-z]+[A-Z]\w*)\s*\(", text, re.M)))
+    pattern = r"^\s*(?:pub )?(?:unsafe )?fn ((?:cu|nvrtc)[A-Z]\w*|cu[a-z]+[A-Z]\w*)\s*\("
+    return sorted(set(re.findall(pattern, text, re.M)))
 
 
 def build(library, names, file, status, out):

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Prints a LD_LIBRARY_PATH on which the CUDA 13 libraries of this machine lie; on stderr, where each was found.
 
-They come with a toolkit under /usr/local, or with Python packages (nvidia-cublas, nvidia-curand); libcuda comes with the
-driver. Exit status 1 when one that the engine cannot do without is missing.
+They come with a toolkit under /usr/local, or with Python packages (nvidia-cublas, nvidia-curand); libcuda comes with
+the driver. Exit status 1 when one that the engine cannot do without is missing.
 """
 import glob
 import pathlib
@@ -12,8 +12,8 @@ import sys
 
 NEEDED = ["libcuda.so.1", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10"]
 WISHED = ["libnvrtc.so.13"]  # only for kernels compiled at run time
-FOLDERS = ["/usr/local/cuda/lib64", "/usr/local/cuda-13*/lib64", "/usr/local/cuda-13*/targets/*/lib", "/usr/local/nvidia/lib64",
-           "/usr/lib/x86_64-linux-gnu", "/usr/lib64"]
+FOLDERS = ["/usr/local/cuda/lib64", "/usr/local/cuda-13*/lib64", "/usr/local/cuda-13*/targets/*/lib",
+           "/usr/local/nvidia/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib64"]
 
 
 def in_linker_cache(library):

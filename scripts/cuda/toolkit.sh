@@ -28,8 +28,9 @@ ln -sfn lib "$root/lib64"
 ln -sfn libcudart_static.a "$root/lib/libcudart.a"
 rm -f "$root"/lib/lib{cuda,cublas,cublasLt,curand,nvrtc,cudart}.so
 
-manifest=$(cd "$here/../.." && cargo metadata --format-version 1 --features cuda |
-    python3 -c 'import json, sys; print(*(p["manifest_path"] for p in json.load(sys.stdin)["packages"] if p["name"] == "cudarc"))')
+manifest=$(cd "$here/../.." && cargo metadata --format-version 1 --features cuda | python3 -c '
+import json, sys
+print(*(p["manifest_path"] for p in json.load(sys.stdin)["packages"] if p["name"] == "cudarc"))')
 [ -n "$manifest" ] || { echo "cudarc is not among the dependencies: run this in the project's checkout" >&2; exit 1; }
 python3 "$here/lazy_libs.py" "$(dirname "$manifest")" "$root/lib"
 
