@@ -3,20 +3,25 @@
 
     pip install torch transformers tokenizers safetensors numpy          # the CPU build of torch will do
     apt-get download r-cran-janeaustenr && dpkg -x r-cran-janeaustenr_*.deb austen
-    python scripts/train_demo_model.py austen [--out recipes/demo] [--steps N] [--threads 1]
+    python scripts/train_demo_model.py austen           [--out recipes/demo] [--threads 1]
+    python scripts/train_demo_model.py austen --refine
 
 What comes out, under --out:
     model/            config.json, generation_config.json, tokenizer.json, tokenizer_config.json, model.safetensors:
                       the published qwen3_moe layout (per-expert matrices, bf16, tied head)
     heldout.txt       the end of "Persuasion"; neither the model nor its tokenizer has seen it
     calibration.jsonl passages of the training text, one {"text": ...} a line
-    training.json     what was done and measured (loss curve, perplexities, expert counts, hashes)
+    training.json     what was done and measured (loss curve, perplexities, expert counts, hashes); of the second run
+                      training-refine.json
 
 The text is Jane Austen's six novels (public domain; scripts/austen_text.py). The tokenizer is a byte-level BPE with
 GPT-2's pre-tokenizer (llama.cpp: `tokenizer.ggml.pre` = gpt-2). The model is written out below in plain PyTorch, since
 only two of eight experts need computing for a token: tokens are sorted by expert, one product per expert. AdamW,
-cosine learning rate, a load-balancing term small enough that experts stay unequally busy. The finished folder is read
-back by transformers, whose logits must agree with ours and whose perplexity is the figure reported.
+cosine learning rate, a load-balancing term small enough that experts stay unequally busy. `--refine` goes on from the
+model that lies in --out, in a second, shorter run in which every expert is left out of a step with some probability:
+experts learn to stand in for one another, as those of large mixtures can, so that removing some does not ruin the model.
+The finished folder is read back by transformers, whose logits must agree with ours and whose perplexity is the figure
+reported.
 
 Seeded and single-process: the same machine, thread count and versions give the same bytes; another CPU's rounding gives
 another model of the same quality. About 15 minutes of one core; more threads are of little use at this size.
@@ -31,7 +36,7 @@ from collections import defaultdict
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
@@ -40,9 +45,12 @@ from austen_text import novels
 OUT = pathlib.Path(__file__).resolve().parent.parent / "recipes" / "demo"
 END = "<|endoftext|>"
 HELDOUT_BYTES, CALIBRATION_BYTES, PASSAGE_BYTES = 130_000, 60_000, 1_000
-SEED, TOKENS_PER_STEP, WARMUP = 20260, 4096, 60
+SEED, TOKENS_PER_STEP = 20260, 4096
 WINDOWS = (256, 512)  # the length of the training windows: short for the first two thirds of the steps, then long
-PEAK_RATE, FINAL_RATE, DECAY, BALANCE = 4e-3, 1e-4, 0.1, 5e-3
+DECAY, BALANCE = 0.1, 5e-3
+# steps, steps of warm-up, highest and last learning rate, probability that an expert is left out of a step
+FIRST = dict(steps=1000, warmup=60, peak=4e-3, final=1e-4, leave_out=0.0)
+REFINE = dict(steps=300, warmup=20, peak=1.5e-3, final=5e-5, leave_out=0.25)
 
 CONFIG = {
     "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
@@ -171,6 +179,7 @@ class Experts(nn.Module):
         super().__init__()
         e, h, i = c["num_experts"], c["hidden_size"], c["moe_intermediate_size"]
         self.top_k = c["num_experts_per_tok"]
+        self.leave_out = 0.0  # probability; while training only
         self.router = nn.Parameter(torch.empty(e, h))
         self.gate_up = nn.Parameter(torch.empty(e, 2 * i, h))
         self.down = nn.Parameter(torch.empty(e, h, i))
@@ -178,7 +187,10 @@ class Experts(nn.Module):
     def forward(self, x):
         tokens = x.reshape(-1, x.shape[-1])
         with torch.autocast("cpu", enabled=False):
-            probabilities = F.linear(tokens.float(), self.router).softmax(-1)
+            scores = F.linear(tokens.float(), self.router)
+            if self.leave_out:
+                scores = scores.masked_fill(self.absent(), -torch.inf)
+            probabilities = scores.softmax(-1)
         weight, chosen = probabilities.topk(self.top_k, -1)
         weight = weight / weight.sum(-1, keepdim=True)
         order = chosen.flatten().argsort(stable=True)
@@ -193,6 +205,11 @@ class Experts(nn.Module):
         share = self.counts / len(order)
         self.balance = len(self.router) * (share * probabilities.mean(0)).sum()
         return torch.zeros_like(mixed[:len(tokens)]).index_add(0, rows, mixed).view(x.shape)
+
+    def absent(self):
+        """Which experts a step does without; at least top-k stay."""
+        luck = torch.rand(len(self.router))
+        return (luck < self.leave_out) & (luck < luck.topk(self.top_k).values[-1])
 
 
 class Block(nn.Module):
@@ -224,6 +241,23 @@ class Model(nn.Module):
             x = block(x, cos, sin)
         return F.linear(self.norm(x), self.embed_tokens)
 
+    def restore(self, tensors):
+        """The inverse of `checkpoint`."""
+        tensors = {k: v.float() for k, v in tensors.items()}
+        with torch.no_grad():
+            self.embed_tokens.copy_(tensors["model.embed_tokens.weight"])
+            self.norm.weight.copy_(tensors["model.norm.weight"])
+            for n, block in enumerate(self.layers):
+                at = f"model.layers.{n}"
+                for name, p in block.named_parameters():
+                    if not name.startswith("mlp."):
+                        p.copy_(tensors[f"{at}.{name}"])
+                block.mlp.router.copy_(tensors[f"{at}.mlp.gate.weight"])
+                for e in range(len(block.mlp.router)):
+                    part = {k: tensors[f"{at}.mlp.experts.{e}.{k}_proj.weight"] for k in ("gate", "up", "down")}
+                    block.mlp.gate_up[e].copy_(torch.cat([part["gate"], part["up"]]))
+                    block.mlp.down[e].copy_(part["down"])
+
     def checkpoint(self):
         """The tensors under their published names, bf16."""
         out = {"model.embed_tokens.weight": self.embed_tokens}
@@ -244,21 +278,25 @@ class Model(nn.Module):
 
 # ---------------------------------------------------------------- training
 
-def rate(step, steps):
-    if step < WARMUP:
-        return PEAK_RATE * (step + 1) / WARMUP
-    done = (step - WARMUP) / max(1, steps - WARMUP)
-    return FINAL_RATE + (PEAK_RATE - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done))
+def rate(step, plan):
+    """Linear warm-up, then half a cosine."""
+    if step < plan["warmup"]:
+        return plan["peak"] * (step + 1) / plan["warmup"]
+    done = (step - plan["warmup"]) / max(1, plan["steps"] - plan["warmup"])
+    return plan["final"] + (plan["peak"] - plan["final"]) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def train(model, stream, steps):
-    """Random windows of the stream, `steps` times; returns the loss curve [(step, nats per token)]."""
+def train(model, stream, plan, seed):
+    """Random windows of the stream, once per step; returns the loss curve [(step, nats per token)]."""
+    steps = plan["steps"]
+    for block in model.layers:
+        block.mlp.leave_out = plan["leave_out"]
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}],
-        lr=PEAK_RATE, betas=(0.9, 0.95), fused=True)
-    draw = torch.Generator().manual_seed(SEED + 1)
+        lr=plan["peak"], betas=(0.9, 0.95), fused=True)
+    draw = torch.Generator().manual_seed(seed)
     curve, mean, started = [], 0.0, time.time()
     for step in range(steps):
         window = WINDOWS[3 * step >= 2 * steps]
@@ -268,7 +306,7 @@ def train(model, stream, steps):
         (loss + BALANCE * sum(b.mlp.balance for b in model.layers)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps)
+            group["lr"] = rate(step, plan)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         mean += loss.item()
@@ -279,6 +317,8 @@ def train(model, stream, steps):
             print(f"step {step + 1:5}/{steps} loss {mean / 50:.4f}  {TOKENS_PER_STEP / each:,.0f} tokens/s  "
                   f"left {each * (steps - step - 1) / 60:.1f} min  busiest {busy}", flush=True)
             mean = 0.0
+    for block in model.layers:
+        block.mlp.leave_out = 0.0
     return curve
 
 
@@ -355,11 +395,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("austen", help="folder into which the Debian package was unpacked")
     parser.add_argument("--out", type=pathlib.Path, default=OUT)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--refine", action="store_true", help="go on from the model in --out: the second run")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch.manual_seed(SEED)
     started = time.time()
 
     documents, heldout = split(novels(args.austen))
@@ -368,15 +407,18 @@ def main():
     (args.out / "heldout.txt").write_text(heldout)
     (args.out / "calibration.jsonl").write_text("".join(json.dumps({"text": p}) + "\n" for p in passages))
 
-    tokenizer = train_tokenizer(documents)
+    folder, plan = args.out / "model", REFINE if args.refine else FIRST
+    torch.manual_seed(SEED + args.refine)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json")) if args.refine else train_tokenizer(documents)
     stream = torch.tensor([t for d in documents for t in tokenizer.encode(d).ids + [0]])
     model = Model(CONFIG)
+    if args.refine:
+        model.restore(load_file(folder / "model.safetensors"))
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters:,} parameters, {len(stream):,} training tokens, {sum(map(len, documents)):,} bytes; "
-          f"{args.steps * TOKENS_PER_STEP / len(stream):.1f} epochs", flush=True)
-    curve = train(model, stream, args.steps)
+          f"{plan['steps'] * TOKENS_PER_STEP / len(stream):.1f} epochs", flush=True)
+    curve = train(model, stream, plan, SEED + 1 + args.refine)
     seconds = time.time() - started
-    folder = args.out / "model"
     tensors = model.checkpoint()
     write_model(folder, CONFIG, tensors, tokenizer)
 
@@ -400,8 +442,9 @@ def main():
             file.unlink()
         probe.rmdir()
     scored_bytes = len(tokenizer.decode(ids[:base["windows"] * 512].tolist()).encode())
-    write_json(args.out / "training.json", {
-        "parameters": parameters, "steps": args.steps, "tokens_per_step": TOKENS_PER_STEP,
+    write_json(args.out / ("training-refine.json" if args.refine else "training.json"), {
+        "run": "refine" if args.refine else "first", "plan": plan, "parameters": parameters,
+        "tokens_per_step": TOKENS_PER_STEP,
         "training_tokens": len(stream), "training_seconds": round(seconds), "threads": args.threads,
         "torch": torch.__version__, "loss": curve, "logit_gap_to_transformers": gap,
         "heldout": {
@@ -412,7 +455,6 @@ def main():
                         "expert_counts": counts},
         "sha256": {str(f.relative_to(args.out)): hashlib.sha256(f.read_bytes()).hexdigest()
                    for f in sorted([*folder.iterdir(), args.out / "heldout.txt", args.out / "calibration.jsonl"])}})
-    print((args.out / "training.json").read_text())
 
 
 if __name__ == "__main__":
