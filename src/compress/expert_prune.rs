@@ -33,17 +33,6 @@ pub enum TensorFate {
     Dropped,
 }
 
-/// Where one tensor of the output comes from.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Lineage {
-    /// Name in the output.
-    pub output: String,
-    /// Name in the source.
-    pub source: String,
-    /// Rows of dimension 0 that were kept, ascending; `None`: the whole tensor.
-    pub rows: Option<Vec<usize>>,
-}
-
 /// The decision, before a byte is written.
 #[derive(Clone, Debug)]
 pub struct PrunePlan {
@@ -72,20 +61,6 @@ impl PrunePlan {
     /// What becomes of the tensor `name`.
     pub fn fate(&self, name: &str) -> &TensorFate {
         self.fates.get(name).unwrap_or(&TensorFate::Kept)
-    }
-
-    /// Where every tensor of the output comes from, in source order; the pass-through gate checks it.
-    pub fn lineage(&self, metas: &[TensorMeta]) -> Vec<Lineage> {
-        let line = |m: &TensorMeta| {
-            let (output, rows) = match self.fate(&m.name) {
-                TensorFate::Dropped => return None,
-                TensorFate::Kept => (m.name.clone(), None),
-                TensorFate::Renamed(name) => (name.clone(), None),
-                TensorFate::Sliced(rows) => (m.name.clone(), Some(rows.clone())),
-            };
-            Some(Lineage { output, source: m.name.clone(), rows })
-        };
-        metas.iter().filter_map(line).collect()
     }
 
     /// Bytes of tensor data in the output.

@@ -19,7 +19,7 @@ use crate::fault::{Fault, FaultClass};
 
 pub use corpus::{Corpus, read_corpus};
 pub use expert_profile::{RouterCounts, SequenceLimits, profile_experts, sequences};
-pub use expert_prune::{Lineage, PruneOptions, PrunePlan, PruneReport, TensorFate, plan_prune, rewrite};
+pub use expert_prune::{PruneOptions, PrunePlan, PruneReport, TensorFate, plan_prune, rewrite};
 pub use gguf_header::{GgufMetadata, gguf_metadata};
 pub use importance::{IMPORTANCE_FILE, Importance, METRIC_VERSION};
 pub use quant_gguf::{PlannedTensor, QUANT_TYPES, QuantPlan, plan_quant, quant_type, write_gguf};

@@ -16,7 +16,7 @@ use crate::fault::Fault;
 pub use acceptance::{ArtifactFigures, Figures, admissible, judge};
 pub use evidence::Evidence;
 pub use finite::first_non_finite;
-pub use pass_through::pass_through;
+pub use pass_through::{Lineage, pass_through};
 pub use reload::{GATE_TOKENS, ScoreLimit, judge_score, reopen, same_tokens, short_score};
 
 /// Why an artifact does not pass.

@@ -9,9 +9,19 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{Evidence, GateError, first_non_finite};
-use crate::compress::Lineage;
 use crate::model::{TensorMeta, TensorSource};
 use crate::units::Sha;
+
+/// Where one tensor of the output comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lineage {
+    /// Name in the output.
+    pub output: String,
+    /// Name in the source.
+    pub source: String,
+    /// Rows of dimension 0 that were kept, ascending; `None`: the whole tensor.
+    pub rows: Option<Vec<usize>>,
+}
 
 /// Checks that `output` holds exactly the tensors of `lineage`, each with the bytes its source says, by SHA-256 of
 /// both sides, and that every value is finite. `done` is called with the bytes of every tensor that was compared.

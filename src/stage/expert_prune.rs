@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{Admission, Artifact, Place, Product, Span, Stage, StageContext, predict};
-use crate::compress::{Importance, METRIC_VERSION, PruneOptions, PrunePlan, PruneReport, plan_prune, rewrite};
+use crate::compress::{
+    Importance, METRIC_VERSION, PruneOptions, PrunePlan, PruneReport, TensorFate, plan_prune, rewrite,
+};
 use crate::family::{FfnSpec, ModelSpec, OpenModel};
 use crate::fault::{Fault, Outcome};
-use crate::gate::{self, ScoreLimit};
+use crate::gate::{self, Lineage, ScoreLimit};
 use crate::line::stamp;
-use crate::model::HfDir;
+use crate::model::{HfDir, TensorMeta};
 use crate::recipe::stages::{ExpertMetric, ExpertTensorLayout};
 use crate::recipe::{self, Finding, PlannedStage, StageSpec};
 
@@ -232,6 +234,20 @@ fn carry(model: &OpenModel, plan: &PrunePlan, out: &Path) -> Outcome<Vec<PathBuf
     Ok(files)
 }
 
+/// Where every tensor of the output must come from, in source order.
+fn lineage(plan: &PrunePlan, metas: &[TensorMeta]) -> Vec<Lineage> {
+    let line = |meta: &TensorMeta| {
+        let (output, rows) = match plan.fate(&meta.name) {
+            TensorFate::Dropped => return None,
+            TensorFate::Kept => (meta.name.clone(), None),
+            TensorFate::Renamed(name) => (name.clone(), None),
+            TensorFate::Sliced(rows) => (meta.name.clone(), Some(rows.clone())),
+        };
+        Some(Lineage { output, source: meta.name.clone(), rows })
+    };
+    metas.iter().filter_map(line).collect()
+}
+
 /// The gates of a prune: nothing else changed, the directory reads back, and it still scores like its parent.
 fn inspect(
     cx: &StageContext<'_>,
@@ -242,7 +258,7 @@ fn inspect(
 ) -> Outcome<(Vec<gate::Evidence>, OpenModel)> {
     let expected = with_experts(model.spec.clone(), plan.keep);
     let (pruned, reloaded) = gate::reopen(&cx.work.join(out_name), out_name, &expected)?;
-    let lineage = plan.lineage(model.tensors.metas());
+    let lineage = lineage(plan, model.tensors.metas());
     let total = plan.bytes_out(model.tensors.metas());
     let proof = span.part(0.6, 0.8);
     let compared = std::sync::atomic::AtomicU64::new(0);

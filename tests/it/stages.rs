@@ -231,7 +231,7 @@ fn a_worker_that_dies_at_every_point_ends_with_the_same_bytes() {
     let points = std::iter::once("plan:written".to_owned()).chain(inside).chain(["result:before".to_owned()]);
     for point in points {
         let status = bench.run_process(Some(&point));
-        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(6), "{point}: {status}");
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{point}: {status}");
         assert!(!bench.args.work.join("result.json").exists(), "{point}");
         bench.again();
     }
