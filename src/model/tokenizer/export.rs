@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::import::token_type;
 use super::special::read_json;
-use super::{SpecialTokens, splitting};
+use super::{SpecialTokens, sentencepiece, splitting};
 use crate::model::{GgufValue, ModelError};
 
 /// Metadata that llama.cpp needs to tokenize as the original does.
@@ -24,7 +24,7 @@ pub struct TokenizerExport {
 
 /// Reads the tokenizer of `directory` for a model with `vocab_size` embedding rows.
 ///
-/// Byte-level BPE in one of the known ways of splitting; anything else is [`ModelError::Unsupported`], because a wrong
+/// Byte-level BPE in one of the known ways of splitting, or sentencepiece-style BPE; anything else is [`ModelError::Unsupported`], because a wrong
 /// name for the splitting would only show as worse quality. Ids without a token (gaps, and rows beyond the last token)
 /// become unused tokens `[PADn]`.
 pub fn export_gguf(directory: &Path, vocab_size: usize) -> Result<TokenizerExport, ModelError> {
@@ -34,14 +34,18 @@ pub fn export_gguf(directory: &Path, vocab_size: usize) -> Result<TokenizerExpor
         serde_json::from_slice(&text).map_err(|error| ModelError::broken(&path, format!("not JSON: {error}")))?;
     let model = &tokenizer["model"];
     let refuse = |what: String| {
-        let hint = format!("GGUF export knows byte-level BPE split like {}", splitting::known());
+        let known = splitting::known();
+        let hint = format!("GGUF export knows sentencepiece-style BPE, and byte-level BPE split like {known}");
         ModelError::unsupported(&path, format!("{what} has no counterpart in GGUF known to this build"), hint)
     };
-    if model["type"].as_str().unwrap_or("BPE") != "BPE" || model["byte_fallback"] == true {
-        let kind = if model["byte_fallback"] == true { "sentencepiece-style BPE" } else { "its model" };
-        return Err(refuse(format!("{kind} ({})", model["type"])));
+    if model["type"].as_str().unwrap_or("BPE") != "BPE" {
+        return Err(refuse(format!("its model of type {}", model["type"])));
     }
-    let pre = splitting::recognise(&tokenizer).map_err(refuse)?;
+    let kind = if model["byte_fallback"] == true {
+        Kind::Sentencepiece { space_prefix: sentencepiece::space_prefix(&tokenizer).map_err(refuse)? }
+    } else {
+        Kind::ByteLevel { pre: splitting::recognise(&tokenizer).map_err(refuse)? }
+    };
 
     let entries = token_entries(&path, &tokenizer)?;
     let tokens = entries.last_key_value().map_or(0, |(id, _)| *id as usize + 1);
@@ -49,7 +53,7 @@ pub fn export_gguf(directory: &Path, vocab_size: usize) -> Result<TokenizerExpor
         let cause = format!("knows {tokens} tokens, but the model has only {vocab_size} embedding rows");
         return Err(ModelError::broken(&path, cause).with_hint("tokenizer and weights do not belong together"));
     }
-    let (texts, kinds): (Vec<String>, Vec<i32>) = (0..vocab_size)
+    let (mut texts, mut kinds): (Vec<String>, Vec<i32>) = (0..vocab_size)
         .map(|id| {
             let entry = u32::try_from(id).ok().and_then(|id| entries.get(&id));
             entry.cloned().unwrap_or_else(|| (format!("[PAD{id}]"), token_type::UNUSED))
@@ -60,11 +64,27 @@ pub fn export_gguf(directory: &Path, vocab_size: usize) -> Result<TokenizerExpor
     let special = SpecialTokens::of_directory(directory, &path, &text, |token| ids.get(token).copied())?;
     let mut metadata: Vec<(String, GgufValue)> = Vec::new();
     let mut put = |key: &str, value: GgufValue| metadata.push((format!("tokenizer.{key}"), value));
-    put("ggml.model", "gpt2".into());
-    put("ggml.pre", pre.into());
-    put("ggml.tokens", texts.into());
-    put("ggml.token_type", kinds.into());
-    put("ggml.merges", merges(&path, model)?.into());
+    let pre = match kind {
+        Kind::ByteLevel { pre } => {
+            put("ggml.model", "gpt2".into());
+            put("ggml.pre", pre.into());
+            put("ggml.tokens", texts.into());
+            put("ggml.token_type", kinds.into());
+            put("ggml.merges", merges(&path, model)?.into());
+            pre
+        }
+        Kind::Sentencepiece { space_prefix } => {
+            let scores = sentencepiece::scores(&texts, &merges(&path, model)?);
+            sentencepiece::classify(&mut texts, &mut kinds, model["unk_token"].as_str());
+            put("ggml.model", sentencepiece::MODEL.into());
+            put("ggml.pre", "default".into());
+            put("ggml.tokens", texts.into());
+            put("ggml.scores", scores.into());
+            put("ggml.token_type", kinds.into());
+            put("ggml.add_space_prefix", space_prefix.into());
+            "default"
+        }
+    };
     for (name, id) in [
         ("bos_token_id", special.bos),
         ("eos_token_id", special.eos),
@@ -81,6 +101,12 @@ pub fn export_gguf(directory: &Path, vocab_size: usize) -> Result<TokenizerExpor
         put(&key, template);
     }
     Ok(TokenizerExport { metadata, special, pre, tokens })
+}
+
+/// The two kinds of vocabulary GGUF files of these families hold.
+enum Kind {
+    ByteLevel { pre: &'static str },
+    Sentencepiece { space_prefix: bool },
 }
 
 /// Text and type of every token by id: the vocabulary, then the added tokens over it.

@@ -1,6 +1,7 @@
 //! From text to token ids and back: `tokenizer.json` of a model directory, or the vocabulary inside a GGUF file.
 mod export;
 mod import;
+mod sentencepiece;
 mod special;
 mod splitting;
 
@@ -39,7 +40,7 @@ impl Tokenizer {
         Ok(Tokenizer { inner, special, path: file })
     }
 
-    /// Rebuilds the tokenizer of a GGUF file (byte-level BPE).
+    /// Rebuilds the tokenizer of a GGUF file (byte-level or sentencepiece-style BPE).
     pub fn of_gguf(file: &GgufFile) -> Result<Self, ModelError> {
         let (text, special) = import::tokenizer_json(file)?;
         Ok(Tokenizer { inner: parse(file.path(), text.as_bytes())?, special, path: file.path().to_owned() })
