@@ -97,7 +97,7 @@ pub trait Backend: Sync {
     fn add(&self, x: Self::Rows, y: Self::Rows) -> Result<Self::Rows>;
     /// An array of zeros to [`Backend::add_rows`] into.
     fn zeros(&self, rows: usize, columns: usize) -> Result<Self::Rows>;
-    /// out[rows[i]] += weights[i] · x[i].
+    /// out[rows[i]] += weights[i] · x[i]; `rows` ascend strictly.
     fn add_rows(&self, out: Self::Rows, rows: &[u32], weights: &[f32], x: &Self::Rows) -> Result<Self::Rows>;
     /// The chosen rows of x, in the order given.
     fn take_rows(&self, x: &Self::Rows, rows: &[u32]) -> Result<Self::Rows>;

@@ -173,9 +173,21 @@ impl Backend for Host {
 
     fn add_rows(&self, mut out: HostRows, rows: &[u32], weights: &[f32], x: &HostRows) -> Result<HostRows> {
         let columns = out.columns;
-        for ((&row, &weight), values) in rows.iter().zip(weights).zip(x.data.chunks_exact(columns)) {
-            vector::add_scaled(&mut out.data[row as usize * columns..][..columns], weight, values);
+        // Rows ascend, so consecutive groups of them touch consecutive parts of the output.
+        let mut groups = Vec::new();
+        let (mut rest, mut first) = (&mut out.data[..], 0);
+        for (group, rows) in rows.chunks(ROWS_PER_TASK).enumerate() {
+            let end = rows.last().map_or(first, |&last| last as usize + 1);
+            let (part, tail) = rest.split_at_mut((end - first) * columns);
+            groups.push((part, first, rows, group * ROWS_PER_TASK));
+            (rest, first) = (tail, end);
         }
+        groups.into_par_iter().for_each(|(part, first, rows, at)| {
+            for (i, &row) in rows.iter().enumerate() {
+                let target = &mut part[(row as usize - first) * columns..][..columns];
+                vector::add_scaled(target, weights[at + i], &x.data[(at + i) * columns..][..columns]);
+            }
+        });
         Ok(out)
     }
 

@@ -7,6 +7,10 @@ use crate::units::Bytes;
 
 /// Tokens of a micro-batch on the CPU: enough to keep products busy, few enough for the activations to stay small.
 const ROWS_ON_CPU: usize = 1024;
+/// The same for mixtures of experts, whose tokens are spread over many small products.
+const MOE_ROWS_ON_CPU: usize = 4096;
+/// Tokens each expert should get of a micro-batch, on average.
+const ROWS_PER_EXPERT: usize = 256;
 /// Tokens of a micro-batch on a device, where products want to be larger.
 const ROWS_ON_DEVICE: usize = 8192;
 /// Hidden states kept in memory when the caller sets no budget.
@@ -51,7 +55,8 @@ impl MemoryPlan {
         budget: Option<Bytes>,
     ) -> Self {
         let weights = Bytes(2 * block_weights(backend, spec, source) + conversion(spec, source));
-        let mut batch_rows = longest.max(if on_device { ROWS_ON_DEVICE } else { ROWS_ON_CPU }).min(tokens.max(1));
+        let wanted = if on_device { ROWS_ON_DEVICE } else { rows_on_cpu(spec) };
+        let mut batch_rows = longest.max(wanted).min(tokens.max(1));
         let per_row = row_bytes(spec);
         if let Some(budget) = budget {
             let free = budget.saturating_sub(weights).0 / 2;
@@ -70,6 +75,11 @@ impl MemoryPlan {
         let hidden = Bytes(if spill { (3 * batch_rows * spec.hidden * 4) as u64 } else { all_hidden });
         MemoryPlan { batch_rows, vocab_chunk, spill, weights, activations, hidden }
     }
+}
+
+fn rows_on_cpu(spec: &ModelSpec) -> usize {
+    let spread = spec.experts().map_or(1, |(experts, top_k)| experts.div_ceil(top_k));
+    (spread * ROWS_PER_EXPERT).clamp(ROWS_ON_CPU, MOE_ROWS_ON_CPU)
 }
 
 /// Bytes of the largest block's weights, loaded.

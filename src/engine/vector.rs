@@ -85,10 +85,19 @@ wide! {
     /// Replaces a row by exp(row - max) and returns the sum: a softmax without its last division.
     pub fn exp_in_place(row: &mut [f32]) -> f32 {
         let max = fold(row, f32::NEG_INFINITY, larger, larger);
-        for value in row.iter_mut() {
-            *value = exp(*value - max);
+        let mut sums = [0.0; LANES];
+        let mut chunks = row.chunks_exact_mut(LANES);
+        for chunk in &mut chunks {
+            for (sum, value) in sums.iter_mut().zip(chunk) {
+                *value = exp(*value - max);
+                *sum += *value;
+            }
         }
-        fold(row, 0.0, |acc, v| acc + v, |a, b| a + b)
+        for (sum, value) in sums.iter_mut().zip(chunks.into_remainder()) {
+            *value = exp(*value - max);
+            *sum += *value;
+        }
+        sums.iter().copied().reduce(|a, b| a + b).unwrap_or(0.0)
     }
 }
 
