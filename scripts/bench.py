@@ -78,7 +78,7 @@ class Bench:
         recipe.write_text(json.dumps({"name": name, "version": "0.1.0", "source": source, "stages": stages}))
         self.foreman("enqueue", recipe, "--root", root)
         self.foreman("run", "--once", "--root", root)
-        if not (root / "finished" / recipe.name).exists():
+        if not (root / "line/finished" / recipe.name).exists():
             told = [json.dumps(e) for e in events(root) if e.get("alloy") == recipe.name][-3:]
             sys.exit(f"{name} did not finish on {root}:\n" + "\n".join(told))
         return [e for e in events(root) if e.get("alloy") == recipe.name]
@@ -185,13 +185,13 @@ class Bench:
         recipe = {"name": "nothing", "version": "0.1.0", "source": source, "stages": [{"type": "source-config"}]}
         root = self.new_line("line")
         for i in range(self.args.parts):
-            (root / "intake" / f"bulk-{i:04}.alloy.json").write_text(json.dumps(recipe))
+            (root / "line/intake" / f"bulk-{i:04}.alloy.json").write_text(json.dumps(recipe))
         started = time.perf_counter()
         self.foreman("run", "--drain", "--root", root)
         seconds = time.perf_counter() - started
-        done = len(list((root / "finished").glob("bulk-*.alloy.json")))
+        done = len(list((root / "line/finished").glob("bulk-*.alloy.json")))
         if done != self.args.parts:
-            sys.exit(f"{done} of {self.args.parts} parts of the no-op recipe finished; see {root}/rework")
+            sys.exit(f"{done} of {self.args.parts} parts of the no-op recipe finished; see {root}/line/rework")
         self.row("line, parts that do nothing", done / seconds, "parts/s")
 
         daemon = subprocess.Popen([str(self.bin / "factoryd"), "--root", str(root)], stdout=subprocess.DEVNULL,
@@ -201,10 +201,10 @@ class Bench:
             time.sleep(1)
             for i in range(self.args.parts):
                 name = f"single-{i:04}.alloy.json"
-                hidden = root / "intake" / f".{name}.tmp"
+                hidden = root / "line/intake" / f".{name}.tmp"
                 hidden.write_text(json.dumps(recipe))
                 arrived = time.time()
-                hidden.rename(root / "intake" / name)
+                hidden.rename(root / "line/intake" / name)
                 claimed = self.wait_for(root, "forge/started", name)
                 latencies.append(1000 * max(0.0, claimed - arrived))
                 self.wait_for(root, "forge/completed", name)
@@ -242,7 +242,8 @@ def quant(kind):
 
 def events(root):
     told = []
-    for line in (root / ".events.jsonl").read_text().splitlines() if (root / ".events.jsonl").exists() else []:
+    stream = root / "line/.events.jsonl"
+    for line in stream.read_text().splitlines() if stream.exists() else []:
         try:
             told.append(json.loads(line))
         except json.JSONDecodeError:
