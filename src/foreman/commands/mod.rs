@@ -32,7 +32,10 @@ macro_rules! verbs {
 verbs! {
     init => Init,
     enqueue => Enqueue,
+    check => Check,
+    plan => Plan,
     run => Run,
+    demo => Demo,
     status => Status,
     list => List,
     show => Show,
@@ -45,9 +48,12 @@ verbs! {
     tail => Tail,
     events => Events,
     logs => Logs,
+    assay => Assay,
     inspect => Inspect,
     verify => Verify,
+    stages => Stages,
     families => Families,
+    runners => Runners,
     completions => Completions,
     man => Man,
 }

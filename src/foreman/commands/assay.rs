@@ -1,0 +1,188 @@
+//! `foreman assay`: measures a model.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::assay::{self, Convention, Data, Measurement, Request};
+use crate::engine::{PassOptions, device_name, open_device};
+use crate::family;
+use crate::fault::Fault;
+use crate::foreman::desk::{Desk, Verb};
+use crate::foreman::exit::{Answer, ExitKind, Problem};
+use crate::foreman::printer::Printer;
+use crate::foreman::progress::PassBar;
+use crate::foreman::subject::{find_model, hash_model};
+use crate::foreman::wording::{duration, figure};
+use crate::node::{DeviceChoice, Node, Resolver};
+use crate::units::{Bytes, Sha};
+
+/// Measure a model on a text, or on lists of token ids
+///
+/// Conventions: llama.cpp cuts the text into windows and scores the second half of each, as llama-perplexity does;
+/// windowed scores every token but a window's first. Figures of different conventions cannot be compared.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  foreman assay models/m --data held-out.txt --context 512 --convention llama.cpp\n  foreman assay out.Q4_0.gguf --token-ids ids.json --json"
+)]
+pub struct Args {
+    /// Hugging Face directory, GGUF file, entry of [sources] or hub id in the local cache
+    model: String,
+
+    /// What to measure; `foreman runners` lists them
+    #[arg(long, default_value = "perplexity")]
+    runner: String,
+
+    /// A UTF-8 text: a path, or a name under calibration/ of the line
+    #[arg(long, value_name = "FILE", required_unless_present = "token_ids", conflicts_with = "token_ids")]
+    data: Option<String>,
+
+    /// A JSON list of lists of token ids, each scored as one sequence from its second token
+    #[arg(long, value_name = "FILE")]
+    token_ids: Option<PathBuf>,
+
+    /// Window length in tokens
+    #[arg(long, default_value_t = 512, value_name = "TOKENS", conflicts_with = "token_ids")]
+    context: usize,
+
+    /// llama.cpp or windowed
+    #[arg(long, default_value = "llama.cpp", value_parser = convention, conflicts_with = "token_ids")]
+    convention: Convention,
+
+    /// Stop after about this many tokens (whole windows or sequences)
+    #[arg(long, value_name = "TOKENS")]
+    max_tokens: Option<usize>,
+
+    /// Threads for computing [default: one per processor]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+
+    /// Memory the pass may use, in GB (10^9 bytes)
+    #[arg(long, value_name = "GB")]
+    memory_budget: Option<f64>,
+
+    /// auto, cpu, cuda:0, …
+    #[arg(long, default_value = "auto", value_parser = device)]
+    device: DeviceChoice,
+}
+
+fn convention(text: &str) -> Result<Convention, String> {
+    let known = Convention::ALL.map(Convention::as_str).join(" or ");
+    Convention::named(text).ok_or_else(|| format!("the conventions are {known}"))
+}
+
+fn device(text: &str) -> Result<DeviceChoice, String> {
+    text.parse()
+}
+
+impl Verb for Args {
+    fn run(&self, desk: &mut Desk) -> Answer {
+        let runner =
+            assay::runner(&self.runner).map_err(|error| Problem::from(Fault::from(error)).as_kind(ExitKind::Usage))?;
+        let path = find_model(desk, &self.model)?;
+        let data = self.data(desk)?;
+        self.set_threads()?;
+        let model = family::open(&path).map_err(Fault::from)?;
+        for warning in &model.warnings {
+            desk.printer.warn(warning);
+        }
+        let device = open_device(self.device).map_err(Fault::from)?;
+        let name = device_name(&device);
+        let request = Request {
+            limit: self.limit(&data)?,
+            data,
+            model_hash: None,
+            options: PassOptions { device, memory_budget: self.budget()?, ..PassOptions::default() },
+        };
+        let bar = PassBar::new(&desk.printer, &self.runner);
+        let measured = runner.run(&model, &request, &|progress| bar.show(&progress)).map_err(Fault::from)?;
+        bar.finish();
+        let (_, hash) = hash_model(&path, model.tensors.files())?;
+        let document = document(&measured, hash, &path, &name);
+        desk.answer(&document, |_, printer| words(&measured, hash, printer))
+    }
+}
+
+impl Args {
+    fn data(&self, desk: &Desk) -> Result<Data, Problem> {
+        if let Some(path) = &self.token_ids {
+            return match path.is_file() {
+                true => Ok(Data::TokenIds { path: path.clone() }),
+                false => Err(Problem::not_found(format!("{} is not a file", path.display()))),
+            };
+        }
+        let name = self.data.as_deref().unwrap_or_default();
+        let path = match Path::new(name).is_file() {
+            true => PathBuf::from(name),
+            false => {
+                let layout = desk.layout();
+                let node = Node::read(layout.root())?;
+                let found = Resolver::new(&node, layout.root()).text("--data", name);
+                found.map_err(|fault| Problem::from(fault).as_kind(ExitKind::NotFound))?.path
+            }
+        };
+        Ok(Data::Text { path, context: self.context, convention: self.convention })
+    }
+
+    /// Windows or sequences that hold about `--max-tokens`.
+    fn limit(&self, data: &Data) -> Result<Option<usize>, Problem> {
+        let Some(most) = self.max_tokens else { return Ok(None) };
+        let path = match data {
+            Data::Text { context, .. } => return Ok(Some((most / (*context).max(1)).max(1))),
+            Data::TokenIds { path } => path,
+        };
+        let bytes = std::fs::read(path).map_err(|error| Problem::io(format!("read {}", path.display()), &error))?;
+        // A file that is no list of lists is the runner's to refuse, with its own words.
+        let sequences: Vec<Vec<u32>> = serde_json::from_slice(&bytes).unwrap_or_default();
+        let mut tokens = 0;
+        let fits = sequences.iter().take_while(|sequence| {
+            tokens += sequence.len();
+            tokens <= most
+        });
+        Ok(Some(fits.count().max(1)))
+    }
+
+    fn budget(&self) -> Result<Option<Bytes>, Problem> {
+        match self.memory_budget {
+            None => Ok(None),
+            Some(gb) if gb > 0.0 && gb < 1e6 => Ok(Some(Bytes((gb * 1e9) as u64))),
+            Some(gb) => Err(Problem::usage(format!("--memory-budget {gb} is not a size in GB"))),
+        }
+    }
+
+    fn set_threads(&self) -> Result<(), Problem> {
+        let Some(threads) = self.threads else { return Ok(()) };
+        if threads == 0 {
+            return Err(Problem::usage("--threads 0: at least one thread is needed"));
+        }
+        let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        built.map_err(|error| Problem::new(ExitKind::Unexpected, format!("start {threads} threads: {error}")))
+    }
+}
+
+fn document(measured: &Measurement, hash: Sha, path: &Path, device: &str) -> Map<String, Value> {
+    let mut fields = match serde_json::to_value(measured) {
+        Ok(Value::Object(fields)) => fields,
+        _ => Map::new(),
+    };
+    fields.insert("model_hash".into(), hash.tagged().into());
+    fields.insert("model".into(), path.display().to_string().into());
+    fields.insert("device".into(), device.into());
+    fields
+}
+
+fn words(measured: &Measurement, hash: Sha, printer: &mut Printer) -> Result<(), Problem> {
+    let mut fact = |name: &str, value: String| printer.line(format!("{name:<12}{value}"));
+    let (mean, error) = (measured.nll, measured.nll_stderr);
+    let spread = measured.perplexity * error;
+    fact("perplexity", format!("{} ± {}", figure(measured.perplexity), figure(spread)))?;
+    fact("nll", format!("{mean:.5} ± {error:.5} nats per token"))?;
+    let (convention, context) = (&measured.convention, measured.context);
+    fact("convention", format!("{convention}, context {context}"))?;
+    fact("tokens", format!("{} read, {} scored", measured.tokens, measured.scored))?;
+    fact("time", format!("{}, {:.0} tokens/s", duration(measured.seconds), measured.tokens_per_s))?;
+    let (peak, predicted) = (Bytes(measured.peak_rss_bytes), Bytes(measured.predicted_peak_bytes));
+    fact("memory", format!("peak {peak}, predicted {predicted}"))?;
+    fact("data", format!("sha256:{}", measured.data_sha256))?;
+    fact("model hash", hash.tagged())
+}
