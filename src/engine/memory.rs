@@ -121,8 +121,9 @@ fn row_bytes(spec: &ModelSpec) -> u64 {
                 crate::family::FfnSpec::Moe(_) => (0, 0),
             },
         };
-        // Normed input and a result beside the wide arrays; the input of a product once more in packed form.
-        2 * spec.hidden + attention.max(ffn) + input.max(spec.hidden)
+        // Normed input and a result beside the wide arrays; the inputs of products once more in packed form; keys and
+        // values as they are and packed.
+        3 * spec.hidden + attention.max(ffn) + input.max(spec.hidden) + 2 * (a.k.rows + a.v.rows)
     };
     4 * spec.blocks.iter().map(values).max().unwrap_or(0) as u64
 }

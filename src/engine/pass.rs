@@ -199,6 +199,8 @@ impl<B: Backend> Pass<'_, B> {
         let nll = if scored.iter().all(|s| s.rows.is_empty()) {
             Vec::new()
         } else {
+            // The head's arrays have other sizes than the blocks'.
+            super::pool::drain();
             let vocab_chunk = plan.vocab_chunk;
             let head = Head { backend: self.backend, spec: self.spec, source: self.source, vocab_chunk };
             head.score(&mut hidden, &scored, observers, |share| clock.head(self.spec.blocks.len(), share))?
