@@ -1,6 +1,7 @@
 //! Behaviour through the public doors, one binary.
 mod crash;
 mod daemon;
+mod demo_model;
 mod factory;
 mod house_rules;
 mod line;
