@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """The measurements of scripts/bench.sh, which builds the binaries first. Prints a table; --json FILE keeps the figures.
 
-    quantize     stage time of `quant` on the line, from its events; MB/s of bf16 input. The stage ends with the output
+    quantize     time of `quant` on the line without its gates, from its result; MB/s of bf16 input. It ends with the output
                  durable and hashed; llama.cpp's figure is its quantize call on the F16 file.
     perplexity   `foreman assay`, convention llama.cpp, on the bf16 folder and on our F16 file; tokens per second
-    prune        stage time of `expert-prune` with ready-made counts, against `cp` of the bytes it wrote, with and
+    prune        time of `expert-prune` without its gates, with ready-made counts, against `cp` of the bytes it wrote, with and
                  without fsync
     line         a recipe with nothing to do: parts per second when many wait, and the time from a part's arrival to
                  its claim when none waits
@@ -111,8 +111,8 @@ class Bench:
             ours, theirs = [], []
             for i in range(self.args.repeat):
                 root = self.new_line(f"quantize-{kind}-{i}")
-                told = self.build(root, f"quantize-{kind.lower()}-{i}", self.source(), [quant(kind)])
-                ours.append(stage_seconds(told, "quant"))
+                self.build(root, f"quantize-{kind.lower()}-{i}", self.source(), [quant(kind)])
+                ours.append(work_seconds(root, "quant"))
                 if self.peer:
                     done = self.run_peer("quantize", self.gguf("F16"), self.work / f"peer-{kind}.gguf", kind)
                     theirs += [done["seconds"]] if done else []
@@ -153,11 +153,11 @@ class Bench:
         for i in range(self.args.repeat):
             root = self.new_line(f"prune-{i}")
             source = {"baseModel": str(model), "architecture": "qwen3_moe", "isMoE": True}
-            told = self.build(root, f"prune-{i}", source, [
+            self.build(root, f"prune-{i}", source, [
                 {"type": "expert-prune", "keepExpertsPerLayer": 24, "originalExpertsPerLayer": 32,
                  "importanceJson": str(model / "importance.json"), "strategy": "calibration-aware-activation-count"},
                 {"type": "package", "format": "safetensors"}])
-            ours.append(stage_seconds(told, "expert-prune"))
+            ours.append(work_seconds(root, "expert-prune"))
             out = newest(root, "*.safetensors").parent
             files = sorted(out.glob("*.safetensors"))
             written = sum(f.stat().st_size for f in files) / 1e6
@@ -251,8 +251,10 @@ def events(root):
     return told
 
 
-def stage_seconds(told, stage):
-    return next(e["elapsed_s"] for e in reversed(told) if e["kind"] == "forge/stage/completed" and e["stage"] == stage)
+def work_seconds(root, stage):
+    """Time of a stage without its gates (reading back, proving, scoring), from the result of the line's only part."""
+    result = json.loads(next((root / "line/finished").glob("*.result.json")).read_text())
+    return next(s["elapsed_s"] - s["gate_s"] for s in result["stages"] if s["stage"] == stage)
 
 
 def seconds_of(timestamp):

@@ -2,6 +2,7 @@
 //! result back.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -92,7 +93,9 @@ impl Stage for ExpertPrune {
             known_hashes.insert(Path::new(out_name).join(&file.filename), file.sha256);
             files.push(file.filename.clone().into());
         }
+        let gate = Instant::now();
         let (evidence, pruned) = inspect(cx, &model, &plan, out_name, span)?;
+        let gate_s = gate.elapsed().as_secs_f64();
         let about = About {
             plan: &plan,
             report: &report,
@@ -124,6 +127,7 @@ impl Stage for ExpertPrune {
             model: Some(out_name.into()),
             artifacts: vec![artifact],
             evidence,
+            gate_s,
             summary: Some(format!(
                 "{} → {} experts in {} layers: {} tensors dropped, {} renamed, {} routers cut",
                 plan.experts,

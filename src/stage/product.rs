@@ -66,6 +66,8 @@ pub struct Product {
     pub artifacts: Vec<Artifact>,
     pub measurements: Vec<Measurement>,
     pub evidence: Vec<Evidence>,
+    /// Seconds of the stage that went into its gates: reading back, proving, scoring.
+    pub gate_s: f64,
     /// The artifact folder, once laid out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub packaged: Option<PathBuf>,

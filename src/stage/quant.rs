@@ -1,6 +1,7 @@
 //! `quant`: writes the current model in fewer bits, one GGUF file per type, and reads every file back.
 
 use std::path::Path;
+use std::time::Instant;
 
 use super::{Admission, Artifact, Place, PlannedArtifact, Product, Span, Stage, StageContext, predict};
 use crate::codec::Dtype;
@@ -135,7 +136,9 @@ fn one_file(
     let (write, total) = (span.part(0.0, 0.6), plan.data_bytes);
     let detail = format!("encode {dtype}");
     let hash = write_gguf(model, &plan, &metadata.fields, &path, &|done| write.of(done, total, &detail))?;
+    let gate = Instant::now();
     let (artifact, evidence) = inspect(cx, model, dtype, out, hash.size, span.part(0.6, 1.0))?;
+    product.gate_s += gate.elapsed().as_secs_f64();
     product.known_hashes.insert(out.into(), hash.sha256);
     product.files.push(out.into());
     product.artifacts.push(artifact);

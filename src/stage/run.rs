@@ -22,6 +22,8 @@ pub struct StageRecord {
     pub title: String,
     /// Of the run that did the work; a skipped stage keeps the time of the attempt that did it.
     pub elapsed_s: f64,
+    /// The part of it that went into gates: reading back, proving, scoring.
+    pub gate_s: f64,
     pub predicted_s: f64,
     /// True when this attempt found it done.
     pub skipped: bool,
@@ -89,6 +91,7 @@ impl Summary {
             stage: planned.type_name.clone(),
             title: planned.title.clone(),
             elapsed_s: done.elapsed_s,
+            gate_s: done.product.gate_s,
             predicted_s: planned.predicted.seconds,
             skipped,
             summary: done.product.summary.clone(),
