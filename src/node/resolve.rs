@@ -126,7 +126,7 @@ impl<'a> Resolver<'a> {
     /// Errors: a recipe fault for a relative path that climbs out of its folder; a source fault that lists every place
     /// looked at.
     pub fn model(&self, name: &str, revision: Option<&str>) -> Outcome<Found> {
-        let mut search = Search::new("source.baseModel", name)?;
+        let mut search = Search::new("model", name)?;
         if let Some(path) = self.node.sources.get(name) {
             search.try_at(path.clone(), FoundBy::NamedSource { name: name.to_owned() });
         }
@@ -149,9 +149,9 @@ impl<'a> Resolver<'a> {
         search.finish("download the model yourself, then give its path or name it under [sources] in factory_node.toml")
     }
 
-    /// A calibration or evaluation text: a path, or a name under `<root>/calibration/`. `key` names it in errors.
-    pub fn text(&self, key: &str, name: &str) -> Outcome<Found> {
-        let mut search = Search::new(key, name)?;
+    /// A calibration or evaluation text: a path, or a name under `<root>/calibration/`.
+    pub fn text(&self, name: &str) -> Outcome<Found> {
+        let mut search = Search::new("text", name)?;
         self.search_paths(&mut search);
         if Path::new(name).is_relative() {
             search.try_at(self.root.join("calibration").join(name), FoundBy::CalibrationFolder);
@@ -176,22 +176,23 @@ impl<'a> Resolver<'a> {
 
 /// One search: the places looked at, and the first hit.
 struct Search {
-    key: String,
+    /// `model` or `text`.
+    what: &'static str,
     name: String,
     looked: Vec<String>,
     hit: Option<(PathBuf, FoundBy)>,
 }
 
 impl Search {
-    fn new(key: &str, name: &str) -> Outcome<Search> {
+    fn new(what: &'static str, name: &str) -> Outcome<Search> {
         if name.trim().is_empty() {
-            return Err(Fault::recipe(format!("{key} is empty")).hint("name a model or a file"));
+            return Err(Fault::recipe(format!("the name of the {what} is empty")).hint("name a model or a file"));
         }
         if climbs(Path::new(name)) {
-            return Err(Fault::recipe(format!("{key} is {name:?}: a relative path may not climb out of its folder"))
+            return Err(Fault::recipe(format!("{what} {name:?}: a relative path may not climb out of its folder"))
                 .hint("give an absolute path, or name the place under [sources] in factory_node.toml"));
         }
-        Ok(Search { key: key.to_owned(), name: name.to_owned(), looked: Vec::new(), hit: None })
+        Ok(Search { what, name: name.to_owned(), looked: Vec::new(), hit: None })
     }
 
     fn try_at(&mut self, path: PathBuf, how: FoundBy) {
@@ -210,10 +211,10 @@ impl Search {
     }
 
     fn finish(self, hint: &str) -> Outcome<Found> {
-        let Search { key, name, looked, hit } = self;
+        let Search { what, name, looked, hit } = self;
         let Some((path, how)) = hit else {
             return Err(
-                Fault::source(format!("{key} {name:?} is not here; looked at: {}", looked.join(", "))).hint(hint)
+                Fault::source(format!("{what} {name:?} is not here; looked at: {}", looked.join(", "))).hint(hint)
             );
         };
         let filesystem = FilesystemKind::of(&path)

@@ -193,14 +193,14 @@ fn what_is_not_found_lists_where_it_was_looked_for() {
     let place = place_with(&["root/calibration/held.txt"]);
     let node = parse("").unwrap();
     let resolver = Resolver::new(&node, &place.root).with_hub(Some(place.hub.clone()));
-    assert_eq!(resolver.text("corpus", "held.txt").unwrap().how, FoundBy::CalibrationFolder);
+    assert_eq!(resolver.text("held.txt").unwrap().how, FoundBy::CalibrationFolder);
 
     let fault = resolver.model("org/absent", Some("v2")).unwrap_err();
     assert_eq!(fault.class, crate::fault::FaultClass::Source);
     let shown = fault.message.replace(&place.root.parent().unwrap().display().to_string(), "BASE");
-    insta::assert_snapshot!(shown, @r#"source.baseModel "org/absent" is not here; looked at: BASE/root/org/absent, BASE/hub/models--org--absent (revision v2)"#);
+    insta::assert_snapshot!(shown, @r#"model "org/absent" is not here; looked at: BASE/root/org/absent, BASE/hub/models--org--absent (revision v2)"#);
 
-    let fault = resolver.text("corpus", "sub/../../etc/passwd").unwrap_err();
+    let fault = resolver.text("sub/../../etc/passwd").unwrap_err();
     assert_eq!(fault.class, crate::fault::FaultClass::Recipe);
     assert!(resolver.model("org/absent", Some("../../x")).is_err());
 }

@@ -156,7 +156,7 @@ impl<'a> Admission<'a> {
 
     /// Finds a text and notes it under `key`; returns its bytes. A missing text is a finding.
     pub fn find_text(&mut self, key: String, name: &str) -> Option<u64> {
-        let found = match self.resolver.text(&key, name) {
+        let found = match self.resolver.text(name) {
             Ok(found) => found,
             Err(fault) => {
                 self.fault(&key, fault);

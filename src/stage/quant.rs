@@ -46,7 +46,11 @@ impl Stage for Quant {
                 continue;
             }
             planned.outputs.push(format!("{GGUF_DIR}/{}", file_name(&admission.recipe.name, dtype)));
-            let Some(model) = admission.model() else { continue };
+            let Some(model) = admission.model() else {
+                // The missing source is a finding already; later stages may count on this file.
+                admission.artifacts.push(PlannedArtifact { format: "gguf", dtype, bytes: 0 });
+                continue;
+            };
             match plan_quant(model, dtype) {
                 Ok(plan) => {
                     let bytes = plan.data_bytes;

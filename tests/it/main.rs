@@ -3,6 +3,7 @@ mod crash;
 mod daemon;
 mod demo_model;
 mod factory;
+mod foreman;
 mod house_rules;
 mod line;
 mod model_files;

@@ -117,7 +117,7 @@ impl Args {
             false => {
                 let layout = desk.layout();
                 let node = Node::read(layout.root())?;
-                let found = Resolver::new(&node, layout.root()).text("--data", name);
+                let found = Resolver::new(&node, layout.root()).text(name);
                 found.map_err(|fault| Problem::from(fault).as_kind(ExitKind::NotFound))?.path
             }
         };

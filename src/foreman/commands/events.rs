@@ -46,14 +46,16 @@ impl Verb for Args {
         for event in &first[skip..] {
             show(event, desk)?;
         }
-        while self.follow {
+        if !self.follow {
+            return Ok(ExitKind::Ok);
+        }
+        loop {
             desk.printer.flush()?;
             std::thread::sleep(Duration::from_millis(100));
             for event in follower.poll()? {
                 show(&event, desk)?;
             }
         }
-        Ok(ExitKind::Ok)
     }
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::foreman::board::{Dossier, Reason, one_part};
 use crate::foreman::desk::{Desk, Verb};
-use crate::foreman::exit::{Answer, ExitKind, Problem};
+use crate::foreman::exit::{Answer, Problem};
 use crate::foreman::printer::Printer;
 use crate::foreman::wording::{duration, shell_word};
 use crate::line::Station;
@@ -40,11 +40,7 @@ impl Verb for Args {
         let node = Node::read(layout.root())?;
         let dossier = Dossier::read(&layout, &node, &one_part(&layout, &self.name)?)?;
         let explanation = explain(&dossier, desk);
-        desk.printer
-            .is_json()
-            .then(|| desk.printer.document(&explanation))
-            .unwrap_or_else(|| words(&explanation, &mut desk.printer))?;
-        Ok(ExitKind::Ok)
+        desk.answer(&explanation, words)
     }
 }
 

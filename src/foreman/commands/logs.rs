@@ -57,6 +57,9 @@ impl Verb for Args {
         if !self.follow {
             let part = part.name.file_name();
             return desk.answer(&Log { part, path, lines }, |log, printer| {
+                if log.lines.is_empty() {
+                    printer.note(format!("{} is empty: its worker had nothing to say", log.path.display()));
+                }
                 log.lines.iter().try_for_each(|line| printer.line(line))
             });
         }

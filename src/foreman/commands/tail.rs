@@ -30,7 +30,10 @@ impl Verb for Args {
         for line in &all[seen.saturating_sub(self.lines)..] {
             show(line, desk)?;
         }
-        while self.follow {
+        if !self.follow {
+            return Ok(ExitKind::Ok);
+        }
+        loop {
             desk.printer.flush()?;
             std::thread::sleep(Duration::from_millis(200));
             let all = throughput::tail(&layout, usize::MAX)?;
@@ -41,7 +44,6 @@ impl Verb for Args {
             }
             seen = all.len();
         }
-        Ok(ExitKind::Ok)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::family;
 use crate::fault::Fault;
@@ -14,7 +15,7 @@ use crate::foreman::printer::Tone;
 use crate::foreman::wording::columns;
 use crate::line::record;
 use crate::model::{FileHash, MANIFEST_FILE, Manifest, hash_file};
-use crate::units::Bytes;
+use crate::units::{Bytes, Sha};
 
 /// Hash an artifact again and open its models, and compare with what its result says
 ///
@@ -137,11 +138,43 @@ fn promised_by_result(desk: &Desk, name: &str) -> Result<Promise, Problem> {
             Err(error) => checks.push(Check::new(&file.filename, Err(format!("the result's hash: {error}")))),
         }
     }
+    if let Some(promised) = result.more.get("alloyHash").and_then(Value::as_str) {
+        checks.push(Check::new(part.name.file_name(), check_recipe(&part.path, promised)));
+    }
+    add_manifest(&result.forged_dir, &mut files, &mut checks);
     if files.is_empty() {
         checks.push(Check::new("files", Err("the result lists none".into())));
     }
     let model_hash = Some(result.model_hash).filter(|hash| !hash.is_empty());
     Ok(Promise { folder: result.forged_dir, files, model_hash, checks })
+}
+
+/// The recipe that stands beside the result is the one that was built.
+fn check_recipe(path: &Path, promised: &str) -> Result<String, String> {
+    let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let found = Sha::of(&bytes).tagged();
+    if found == promised { Ok(found) } else { Err(format!("{promised} was built, this recipe is {found}")) }
+}
+
+/// The manifest of the artifact promises more files than the result does; where both do, they must agree.
+fn add_manifest(folder: &Path, files: &mut Vec<FileHash>, checks: &mut Vec<Check>) {
+    if !folder.join(MANIFEST_FILE).exists() {
+        return;
+    }
+    let manifest = match Manifest::read(folder) {
+        Ok(manifest) => manifest,
+        Err(error) => return checks.push(Check::new(MANIFEST_FILE, Err(Fault::from(error).one_line()))),
+    };
+    for promised in manifest.file_hashes {
+        match files.iter().find(|file| file.filename == promised.filename) {
+            Some(file) if *file == promised => {}
+            Some(_) => {
+                let what = format!("{MANIFEST_FILE}: {}", promised.filename);
+                checks.push(Check::new(what, Err("it promises another file than the result does".into())));
+            }
+            None => files.push(promised),
+        }
+    }
 }
 
 fn check_file(folder: &Path, promised: &FileHash) -> Check {

@@ -31,7 +31,7 @@ pub struct Args {
 }
 
 /// How long a line may be without a supervisor before waiting is called off: one may just be starting.
-const GRACE: Duration = Duration::from_secs(2);
+const GRACE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(100);
 
 #[derive(Serialize)]
