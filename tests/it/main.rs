@@ -7,6 +7,7 @@ mod foreman;
 mod house_rules;
 mod line;
 mod model_files;
+mod node;
 mod oracle;
 mod recipe;
 mod stages;
