@@ -57,7 +57,7 @@ run() {
 
     echo "== perplexity, GPU and CPU (the first GPU run also compiles the kernels)"
     local model=${GPU_CHECK_MODEL:-recipes/demo/model} text=${GPU_CHECK_TEXT:-recipes/demo/heldout.txt}
-    for device in cuda cuda cpu; do
+    for device in cuda:0 cuda:0 cpu; do
         "$ready/foreman" assay "$model" --runner perplexity --data "$text" --context 512 --convention llama.cpp \
             --device $device --json | python3 -c "import json, sys
 r = json.load(sys.stdin); r = r.get('result', r)
@@ -66,7 +66,7 @@ print(f\"$device: perplexity {r['perplexity']:.4f}, {r['tokens'] / r['seconds']:
 
     echo "== the demo"
     local line=${GPU_CHECK_KEEP:-$(mktemp -d)}
-    "$ready/foreman" demo "$line/demo"
+    "$ready/foreman" demo --root "$line/demo"
 }
 
 case $what in
