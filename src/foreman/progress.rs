@@ -21,10 +21,14 @@ fn bar(animates: bool) -> Option<ProgressBar> {
         return None;
     }
     let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::stderr_with_hz(10));
-    let style =
-        ProgressStyle::with_template("{prefix} {bar:24} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.set_style(style.progress_chars("━╸─"));
     Some(bar)
+}
+
+/// With a bar while something runs, without one while nothing does.
+fn style(working: bool) -> ProgressStyle {
+    let template = if working { "{prefix} {bar:24} {msg}" } else { "{msg}" };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.progress_chars("━╸─")
 }
 
 /// Progress of one pass through a model.
@@ -37,6 +41,7 @@ impl PassBar {
     pub fn new(printer: &Printer, what: &str) -> Self {
         let bar = bar(printer.animates());
         if let Some(bar) = &bar {
+            bar.set_style(style(true));
             bar.set_prefix(what.to_owned());
         }
         PassBar { bar, start: Instant::now() }
@@ -74,7 +79,11 @@ struct Now {
 impl LineProgress {
     pub fn new(printer: &Printer) -> Self {
         let now = Mutex::new(Now { label: String::new(), told: Instant::now() });
-        LineProgress { notes: printer.notes(), bar: bar(printer.animates()), now }
+        let bar = bar(printer.animates());
+        if let Some(bar) = &bar {
+            bar.set_style(style(false));
+        }
+        LineProgress { notes: printer.notes(), bar, now }
     }
 
     pub fn finish(&self) {
@@ -99,7 +108,11 @@ impl LineProgress {
                 self.say(&format!("{part}  plan: {}{time}{peak}", stages.join(" → ")));
             }
             WorkerMessage::StageStarted { stage, index, of } => self.stage(format!("[{}/{of}] {stage}", index + 1)),
-            WorkerMessage::Progress { fraction, detail, tokens_per_s, eta_s, rss_bytes, .. } => {
+            WorkerMessage::Progress { stage, fraction, detail, tokens_per_s, eta_s, rss_bytes, .. } => {
+                // Inputs are hashed before the first stage starts.
+                if self.label().is_none() {
+                    self.stage(stage.clone());
+                }
                 let mut words = vec![percent(*fraction)];
                 words.extend(eta_s.map(|eta| format!("ETA {}", duration(eta))));
                 words.extend(tokens_per_s.map(|rate| format!("{rate:.0} tok/s")));
@@ -126,6 +139,7 @@ impl LineProgress {
 
     fn stage(&self, label: String) {
         if let Some(bar) = &self.bar {
+            bar.set_style(style(!label.is_empty()));
             bar.set_prefix(label.clone());
             bar.set_position(0);
             bar.set_message("");
