@@ -262,7 +262,7 @@ fn a_real_part_survives_the_death_of_its_worker_in_each_stage() {
         assert_eq!(died, point != "result:written", "a whole result counts however the worker ended ({point})");
         if died {
             let retry = factory.json(Station::Intake, "x.retry.json");
-            assert_eq!(retry["reason"], "the worker was killed by signal 6", "{point}");
+            assert_eq!(retry["reason"], "the worker was killed by signal 9", "{point}");
             fs::remove_file(factory.layout.station(Station::Intake).join("x.retry.json")).unwrap();
         }
         fs::write(factory.layout.node_file(), NODE).unwrap();
