@@ -38,6 +38,11 @@ impl MappedFile {
         &self.path
     }
 
+    /// The open file once more.
+    pub fn handle(&self) -> std::io::Result<File> {
+        self.file.try_clone()
+    }
+
     pub fn bytes(&self) -> &[u8] {
         self.map.as_deref().unwrap_or(&[])
     }

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -21,7 +21,20 @@ const WAITING: usize = 3;
 /// Borrowed bytes are handed over in pieces of this size.
 const PIECE: usize = 4 << 20;
 
-type Piece = Arc<Vec<u8>>;
+/// What goes through both threads: bytes in memory, or a range of another file.
+#[derive(Clone, Debug)]
+enum Piece {
+    Bytes(Arc<Vec<u8>>),
+    Range(Arc<FileRange>),
+}
+
+/// Bytes of an open file.
+#[derive(Debug)]
+struct FileRange {
+    file: File,
+    offset: u64,
+    len: u64,
+}
 
 /// An output file; see the module.
 #[derive(Debug)]
@@ -38,7 +51,7 @@ struct Pipes {
     to_writer: SyncSender<Piece>,
     to_hasher: SyncSender<Piece>,
     writer: JoinHandle<std::io::Result<File>>,
-    hasher: JoinHandle<Sha>,
+    hasher: JoinHandle<std::io::Result<Sha>>,
 }
 
 /// Removes the temporary file unless it was renamed.
@@ -108,9 +121,19 @@ impl OutputFile {
     /// Hands over a filled buffer; waits while too many are under way.
     pub fn write_owned(&mut self, piece: Vec<u8>) -> Result<(), ModelError> {
         self.size += piece.len() as u64;
-        let piece = Arc::new(piece);
+        self.hand_over(Piece::Bytes(Arc::new(piece)))
+    }
+
+    /// Has the kernel copy `len` bytes of another file from `offset` on; they never enter this process, except for
+    /// hashing. That file must not change meanwhile.
+    pub fn copy_range(&mut self, file: File, offset: u64, len: u64) -> Result<(), ModelError> {
+        self.size += len;
+        self.hand_over(Piece::Range(Arc::new(FileRange { file, offset, len })))
+    }
+
+    fn hand_over(&mut self, piece: Piece) -> Result<(), ModelError> {
         let Some(pipes) = &self.pipes else { return Err(ModelError::misuse(&self.target, "written after the end")) };
-        let gone = pipes.to_writer.send(Arc::clone(&piece)).is_err() || pipes.to_hasher.send(piece).is_err();
+        let gone = pipes.to_writer.send(piece.clone()).is_err() || pipes.to_hasher.send(piece).is_err();
         if gone { Err(self.join_failed()) } else { Ok(()) }
     }
 
@@ -133,7 +156,7 @@ impl OutputFile {
         drop((to_writer, to_hasher));
         let file = join(writer, &self.target)?.map_err(ModelError::io("write", &self.target))?;
         file.sync_all().map_err(ModelError::io("sync", &self.target))?;
-        let sha256 = join(hasher, &self.target)?;
+        let sha256 = join(hasher, &self.target)?.map_err(ModelError::io("hash what goes to", &self.target))?;
         let filename = self.target.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let hash = FileHash { filename, sha256, size: self.size };
         Ok(CompleteFile { target: self.target, temp: self.temp, hash })
@@ -202,23 +225,67 @@ fn join<T>(thread: JoinHandle<T>, target: &Path) -> Result<T, ModelError> {
 
 fn write_all(mut file: File, pieces: &Receiver<Piece>, spare: &Mutex<Vec<Vec<u8>>>) -> std::io::Result<File> {
     for piece in pieces {
-        file.write_all(&piece)?;
-        give_back(piece, spare);
+        match piece {
+            Piece::Bytes(bytes) => {
+                file.write_all(&bytes)?;
+                give_back(bytes, spare);
+            }
+            Piece::Range(range) => copy_in_kernel(&mut file, &range)?,
+        }
     }
     Ok(file)
 }
 
-fn hash_all(pieces: &Receiver<Piece>, spare: &Mutex<Vec<Vec<u8>>>) -> Sha {
+/// Appends a range to `file`; by reading and writing where the filesystem cannot copy between these files.
+fn copy_in_kernel(file: &mut File, range: &FileRange) -> std::io::Result<()> {
+    let (mut from, end) = (range.offset, range.offset + range.len);
+    while from < end {
+        // At most 1 GiB a call, so that a call never lasts for minutes.
+        let ask = (end - from).min(1 << 30) as usize;
+        match rustix::fs::copy_file_range(&range.file, Some(&mut from), &*file, None, ask) {
+            Ok(n) if n > 0 => {}
+            Err(rustix::io::Errno::INTR) => {}
+            _ => return range.pieces(from, |bytes| file.write_all(bytes)),
+        }
+    }
+    Ok(())
+}
+
+impl FileRange {
+    /// Reads the range from `from` on, piece by piece.
+    fn pieces(&self, mut from: u64, mut take: impl FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<()> {
+        const STEP: usize = 1 << 18;
+        let mut buffer = vec![0; STEP];
+        let end = self.offset + self.len;
+        while from < end {
+            let step = (end - from).min(STEP as u64) as usize;
+            self.file.read_exact_at(&mut buffer[..step], from)?;
+            take(&buffer[..step])?;
+            from += step as u64;
+        }
+        Ok(())
+    }
+}
+
+fn hash_all(pieces: &Receiver<Piece>, spare: &Mutex<Vec<Vec<u8>>>) -> std::io::Result<Sha> {
     let mut hasher = Sha256::new();
     for piece in pieces {
-        hasher.update(piece.as_slice());
-        give_back(piece, spare);
+        match piece {
+            Piece::Bytes(bytes) => {
+                hasher.update(bytes.as_slice());
+                give_back(bytes, spare);
+            }
+            Piece::Range(range) => range.pieces(range.offset, |bytes| {
+                hasher.update(bytes);
+                Ok(())
+            })?,
+        }
     }
-    Sha(hasher.finalize().into())
+    Ok(Sha(hasher.finalize().into()))
 }
 
 /// Whoever is last with a piece keeps its buffer for the next one.
-fn give_back(piece: Piece, spare: &Mutex<Vec<Vec<u8>>>) {
+fn give_back(piece: Arc<Vec<u8>>, spare: &Mutex<Vec<Vec<u8>>>) {
     if let Some(buffer) = Arc::into_inner(piece)
         && let Ok(mut spare) = spare.lock()
         && spare.len() < WAITING

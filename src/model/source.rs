@@ -1,6 +1,7 @@
 //! Where tensors come from: one interface over safetensors and GGUF.
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -52,6 +53,12 @@ pub trait TensorSource: Send + Sync {
 
     /// The tensor's bytes as they lie on disk; borrowed from the memory map where there is one.
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, ModelError>;
+
+    /// The open file that holds the tensor's bytes in one piece, and where they begin; `None` where there is none (a
+    /// part of a tensor, a rearranged one). Lets a writer have the kernel copy them.
+    fn file_range(&self, _name: &str) -> Option<(File, u64)> {
+        None
+    }
 
     /// Asks the kernel to read the tensor soon.
     fn prefetch(&self, name: &str);

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -89,6 +90,10 @@ impl TensorSource for SafetensorsModel {
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, ModelError> {
         let (map, range) = self.place(name)?;
         Ok(Cow::Borrowed(&map.bytes()[range]))
+    }
+    fn file_range(&self, name: &str) -> Option<(File, u64)> {
+        let (map, range) = self.place(name).ok()?;
+        Some((map.handle().ok()?, range.start as u64))
     }
     fn prefetch(&self, name: &str) {
         if let Ok((map, range)) = self.place(name) {

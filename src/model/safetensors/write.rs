@@ -114,11 +114,19 @@ impl SafetensorsWriter {
         self.end()
     }
 
-    /// Copies a tensor from a source, possibly under another name, and takes it out of the source's resident set.
+    /// Copies a tensor from a source, possibly under another name; inside the kernel where the source is a plain file.
     pub fn copy(&mut self, name: &str, source: &dyn TensorSource, source_name: &str) -> Result<(), ModelError> {
-        self.begin(name)?;
-        self.write(&source.bytes(source_name)?)?;
-        source.release(source_name);
+        let bytes = self.begin(name)?;
+        match source.file_range(source_name) {
+            Some((from, offset)) if source.require(source_name)?.bytes == bytes => {
+                self.sequence.add(&self.directory, bytes as usize)?;
+                self.file()?.copy_range(from, offset, bytes)?;
+            }
+            _ => {
+                self.write(&source.bytes(source_name)?)?;
+                source.release(source_name);
+            }
+        }
         self.end()
     }
 
