@@ -1,8 +1,9 @@
 //! One decoder block: its weights in compute form, and its forward pass over a micro-batch.
 
 use super::EngineError;
-use super::backend::{Backend, HeadShape};
+use super::backend::Backend;
 use super::batch::Batch;
+use super::mixer::Mixer;
 use super::moe;
 use super::observer::Observer;
 use crate::family::{BlockSpec, FfnSpec, LinearSpec, MlpSpec, NormSpec};
@@ -31,12 +32,7 @@ enum Ffn<B: Backend> {
 /// A block's weights, loaded.
 pub struct Block<B: Backend> {
     attn_norm: B::Vector,
-    q: Linear<B>,
-    k: Linear<B>,
-    v: Linear<B>,
-    o: Linear<B>,
-    q_norm: Option<B::Vector>,
-    k_norm: Option<B::Vector>,
+    mixer: Mixer<B>,
     ffn_norm: B::Vector,
     ffn: Ffn<B>,
 }
@@ -51,7 +47,7 @@ pub struct Setting<'a, B: Backend> {
 }
 
 impl<B: Backend> Linear<B> {
-    fn load(backend: &B, source: &dyn TensorSource, spec: &LinearSpec) -> Result<Self> {
+    pub fn load(backend: &B, source: &dyn TensorSource, spec: &LinearSpec) -> Result<Self> {
         let weight = backend.load_weight(source, spec)?;
         source.release(&spec.weight);
         let bias = spec.bias.as_ref().map(|name| backend.load_vector(source, name)).transpose()?;
@@ -102,7 +98,6 @@ impl<B: Backend> Block<B> {
     }
 
     fn load_tensors(backend: &B, source: &dyn TensorSource, spec: &BlockSpec) -> Result<Self> {
-        let attention = &spec.attention;
         let vector = |norm: &NormSpec| backend.load_vector(source, &norm.weight);
         let linear = |layer: &LinearSpec| Linear::load(backend, source, layer);
         let ffn = match &spec.ffn {
@@ -114,12 +109,7 @@ impl<B: Backend> Block<B> {
         };
         Ok(Block {
             attn_norm: vector(&spec.attn_norm)?,
-            q: linear(&attention.q)?,
-            k: linear(&attention.k)?,
-            v: linear(&attention.v)?,
-            o: linear(&attention.o)?,
-            q_norm: attention.q_norm.as_ref().map(vector).transpose()?,
-            k_norm: attention.k_norm.as_ref().map(vector).transpose()?,
+            mixer: Mixer::load(backend, source, &spec.mixer)?,
             ffn_norm: vector(&spec.ffn_norm)?,
             ffn,
         })
@@ -135,7 +125,9 @@ impl<B: Backend> Block<B> {
         hidden: B::Rows,
         observers: &mut [&mut dyn Observer],
     ) -> Result<B::Rows> {
-        let mixed = self.attend(cx, &hidden)?;
+        let normed = cx.backend.norm(&hidden, &self.attn_norm, cx.eps)?;
+        let mixed = self.mixer.forward(cx, &normed)?;
+        drop(normed);
         let hidden = cx.backend.add(hidden, mixed)?;
         let normed = cx.backend.norm(&hidden, &self.ffn_norm, cx.eps)?;
         let out = match (&self.ffn, cx.spec.moe()) {
@@ -144,17 +136,5 @@ impl<B: Backend> Block<B> {
             (Ffn::Moe { .. }, None) => unreachable!("the block was loaded from the same specification"),
         };
         cx.backend.add(hidden, out)
-    }
-
-    fn attend(&self, cx: &Setting<'_, B>, hidden: &B::Rows) -> Result<B::Rows> {
-        let (backend, a) = (cx.backend, &cx.spec.attention);
-        let shape = HeadShape { heads: a.heads, kv_heads: a.kv_heads, head_dim: a.head_dim };
-        let normed = backend.norm(hidden, &self.attn_norm, cx.eps)?;
-        let [q, k, v] = backend.linears(&normed, None, [self.q.layer(), self.k.layer(), self.v.layer()])?;
-        drop(normed);
-        let q = backend.rotate(q, a.heads, self.q_norm.as_ref(), cx.eps, cx.rope, cx.batch)?;
-        let k = backend.rotate(k, a.kv_heads, self.k_norm.as_ref(), cx.eps, cx.rope, cx.batch)?;
-        let mixed = backend.attention(&q, &k, &v, shape, cx.batch)?;
-        self.o.apply(backend, &mixed)
     }
 }

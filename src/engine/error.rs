@@ -28,6 +28,8 @@ pub enum EngineError {
     Model(#[from] ModelError),
     #[error("the device {wanted} cannot be used")]
     NoDevice { wanted: String, source: candle_core::Error },
+    #[error("this build does not compute {what}")]
+    Unsupported { what: String },
     #[error("computing on {device} failed")]
     Compute { device: &'static str, source: candle_core::Error },
 }
@@ -56,6 +58,7 @@ impl From<EngineError> for Fault {
             EngineError::NoDevice { source, .. } => Fault::resource(text)
                 .hint("use the device \"auto\" or \"cpu\"; GPUs need a build with the feature cuda")
                 .caused_by(source),
+            EngineError::Unsupported { .. } => Fault::source(text).hint("see foreman families for what is computed"),
             EngineError::Compute { source, .. } => {
                 Fault::infra(text).hint("if it happens again with this model, report it").caused_by(source)
             }

@@ -1,7 +1,7 @@
 //! How much memory a pass will take, and how much the process has taken.
 
 use super::backend::Backend;
-use crate::family::{BlockSpec, ModelSpec, Role};
+use crate::family::{BlockSpec, MixerSpec, ModelSpec, Role};
 use crate::model::{Dtype, TensorSource};
 use crate::units::Bytes;
 
@@ -111,8 +111,7 @@ fn conversion(spec: &ModelSpec, source: &dyn TensorSource) -> u64 {
 /// Bytes of activations per token of a micro-batch, at the widest moment of any block.
 fn row_bytes(spec: &ModelSpec) -> u64 {
     let values = |block: &BlockSpec| {
-        let a = &block.attention;
-        let attention = 2 * a.q.rows + a.k.rows + a.v.rows;
+        let (attention, keys_and_values) = mixer_values(&block.mixer);
         let (ffn, input) = match block.moe() {
             // Every token could meet the same expert.
             Some(moe) => (2 * moe.experts.first().map_or(0, |e| e.gate.rows) + 2 * spec.hidden, moe.router.rows),
@@ -123,9 +122,21 @@ fn row_bytes(spec: &ModelSpec) -> u64 {
         };
         // Normed input and a result beside the wide arrays; the inputs of products once more in packed form; keys and
         // values as they are and packed.
-        3 * spec.hidden + attention.max(ffn) + input.max(spec.hidden) + 2 * (a.k.rows + a.v.rows)
+        3 * spec.hidden + attention.max(ffn) + input.max(spec.hidden) + 2 * keys_and_values
     };
     4 * spec.blocks.iter().map(values).max().unwrap_or(0) as u64
+}
+
+/// Values per token at the widest moment of a mixer, and those of its keys and values.
+fn mixer_values(mixer: &MixerSpec) -> (usize, usize) {
+    match mixer {
+        MixerSpec::Attention(a) => (2 * a.q.rows + a.k.rows + a.v.rows, a.k.rows + a.v.rows),
+        MixerSpec::Latent(a) => {
+            let (key, value) = (a.heads * (a.nope_dim + a.rope_dim), a.heads * a.value_dim);
+            (3 * key + 2 * value, key + value)
+        }
+        MixerSpec::DeltaNet(d) => (3 * d.qkv.rows + 2 * d.z.rows, d.qkv.rows),
+    }
 }
 
 /// A field of `/proc/self/status` in bytes; `None` where there is no such file.

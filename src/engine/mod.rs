@@ -17,6 +17,7 @@ mod hidden;
 mod host;
 pub mod matmul;
 mod memory;
+mod mixer;
 mod moe;
 mod observer;
 mod pass;

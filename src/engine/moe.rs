@@ -30,7 +30,7 @@ pub fn mixture<B: Backend>(
 ) -> Result<B::Rows> {
     let backend = cx.backend;
     let logits = backend.download(&router.apply(backend, x)?)?;
-    let choices = choose(&logits, spec.experts.len(), spec.top_k, spec.norm_topk);
+    let choices = choose(&logits, spec.experts.len(), spec.top_k, spec.renormalises());
     let routing = Routing {
         layer: cx.spec.index,
         experts: spec.experts.len(),

@@ -6,7 +6,10 @@
 use super::FamilyError;
 use super::keys::Keys;
 use super::rope::RopeSpec;
-use super::spec::{AttentionSpec, BlockSpec, FfnSpec, LinearSpec, MlpSpec, ModelSpec, MoeSpec, NormSpec};
+use super::spec::{
+    Activation, AttentionSpec, BlockSpec, Factors, FfnSpec, LinearSpec, MixerSpec, MlpSpec, ModelSpec, MoeSpec,
+    NormKind, NormSpec, RoutingRule,
+};
 use crate::model::Config;
 
 /// How a family's head width is found when the config does not say.
@@ -91,11 +94,14 @@ pub(super) fn spec(traits: &Traits, config: &Config) -> Result<ModelSpec, Family
         blocks,
         head: if tied { embed.clone() } else { "lm_head.weight".to_owned() },
         embed,
-        final_norm: NormSpec { weight: "model.norm.weight".to_owned(), size: geometry.hidden },
+        final_norm: norm("model.norm", geometry.hidden),
+        head_bias: None,
         tied,
         rope: RopeSpec::from_config(config, geometry.head_dim, max_positions)?,
         norm_eps: keys.positive("rms_norm_eps")?.unwrap_or(1e-6),
         max_positions,
+        factors: Factors::default(),
+        carried: Vec::new(),
     })
 }
 
@@ -193,7 +199,7 @@ impl Geometry {
         Ok(BlockSpec {
             index,
             attn_norm: norm(&format!("{prefix}.input_layernorm"), self.hidden),
-            attention: self.attention(&format!("{prefix}.self_attn")),
+            mixer: MixerSpec::Attention(self.attention(&format!("{prefix}.self_attn"))),
             ffn_norm: norm(&format!("{prefix}.post_attention_layernorm"), self.hidden),
             ffn,
         })
@@ -212,6 +218,11 @@ impl Geometry {
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
+            scale: 1.0 / (self.head_dim as f64).sqrt(),
+            clip: None,
+            output_gate: false,
+            window: None,
+            sinks: None,
         }
     }
 
@@ -221,13 +232,16 @@ impl Geometry {
             router: linear(&format!("{prefix}.mlp.gate"), experts.count, self.hidden, false),
             experts: (0..experts.count).map(expert).collect(),
             top_k: experts.top_k,
-            norm_topk: experts.norm_topk,
+            rule: RoutingRule::SoftmaxTopK { renormalise: experts.norm_topk },
+            correction: None,
+            scale: 1.0,
+            shared: None,
         }
     }
 }
 
 fn norm(prefix: &str, size: usize) -> NormSpec {
-    NormSpec { weight: format!("{prefix}.weight"), size }
+    NormSpec { weight: format!("{prefix}.weight"), bias: None, size, kind: NormKind::Rms }
 }
 
 fn linear(prefix: &str, rows: usize, cols: usize, bias: bool) -> LinearSpec {
@@ -239,5 +253,6 @@ fn mlp(prefix: &str, hidden: usize, intermediate: usize, bias: bool) -> MlpSpec 
         gate: linear(&format!("{prefix}.gate_proj"), intermediate, hidden, bias),
         up: linear(&format!("{prefix}.up_proj"), intermediate, hidden, bias),
         down: linear(&format!("{prefix}.down_proj"), hidden, intermediate, bias),
+        activation: Activation::Silu,
     }
 }

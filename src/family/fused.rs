@@ -4,7 +4,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::spec::{MoeSpec, Part};
+use super::role::Part;
+use super::spec::MoeSpec;
 use super::view::{Entry, View};
 use super::{FamilyError, ModelSpec};
 use crate::model::TensorSource;

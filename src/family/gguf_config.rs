@@ -35,7 +35,7 @@ pub fn gguf_metadata(spec: &ModelSpec, config: &Config, name: &str) -> Result<Ve
 /// What a reader of the GGUF file other than ours will compute differently, one line each.
 pub fn gguf_warnings(spec: &ModelSpec) -> Vec<String> {
     let mut out = Vec::new();
-    if spec.blocks.iter().filter_map(|b| b.moe()).any(|moe| !moe.norm_topk) {
+    if spec.blocks.iter().filter_map(|b| b.moe()).any(|moe| !moe.renormalises()) {
         out.push(
             "llama.cpp renormalises the weights of the chosen experts, this model does not: its scores will differ"
                 .to_owned(),
@@ -62,7 +62,7 @@ impl Keys {
     }
 
     fn attention(&mut self, spec: &ModelSpec) {
-        if let Some(a) = spec.blocks.first().map(|b| &b.attention) {
+        if let Some(a) = spec.blocks.iter().find_map(|b| b.attention()) {
             self.count("attention.head_count", a.heads);
             self.count("attention.head_count_kv", a.kv_heads);
             self.count("attention.key_length", a.head_dim);
@@ -80,7 +80,7 @@ impl Keys {
                 self.count("expert_count", moe.experts.len());
                 self.count("expert_used_count", moe.top_k);
                 self.count("expert_feed_forward_length", inner);
-                self.put("expert_weights_norm", moe.norm_topk);
+                self.put("expert_weights_norm", moe.renormalises());
             }
             None => {}
         }

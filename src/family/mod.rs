@@ -12,8 +12,10 @@ mod gguf_config;
 mod gguf_names;
 mod keys;
 mod open;
+mod role;
 mod rope;
 mod spec;
+mod tensors;
 mod view;
 
 #[cfg(test)]
@@ -23,10 +25,11 @@ pub use error::FamilyError;
 pub use gguf_config::{gguf_metadata, gguf_warnings};
 pub use gguf_names::{GgufContent, GgufTensor, gguf_name, gguf_tensors, permuted_row};
 pub use open::{Format, OpenModel, open};
-pub use rope::{RopeScaling, RopeSpec};
+pub use role::{Delta, ExpectedTensor, Latent, Part, Role};
+pub use rope::{Pairing, RopeScaling, RopeSpec};
 pub use spec::{
-    AttentionSpec, BlockSpec, ExpectedTensor, ExpertSpec, FfnSpec, LinearSpec, MlpSpec, ModelSpec, MoeSpec, NormSpec,
-    Part, Role,
+    Activation, AttentionSpec, BlockSpec, Carried, DeltaNetSpec, ExpertSpec, Factors, FfnSpec, LatentAttentionSpec,
+    LatentQuery, LinearSpec, MixerSpec, MlpSpec, ModelSpec, MoeSpec, NormKind, NormSpec, RoutingRule, SharedExpertSpec,
 };
 
 use crate::model::Config;

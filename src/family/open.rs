@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use super::gguf_names::{ROPE_FREQS, gguf_name};
+use super::gguf_names::{ROPE_FREQS, attention_heads, gguf_name};
 use super::view::{Entry, View};
 use super::{Family, FamilyError, ModelSpec, Role, fused, gguf_config, of_config};
 use crate::model::{Config, GgufFile, HfDir, ModelError, TensorSource, Tokenizer};
@@ -137,8 +137,8 @@ fn gguf_view(file: &Arc<GgufFile>, spec: &ModelSpec, permutes_qk: bool) -> Resul
                 whole.insert(0, spec.blocks[layer].moe().map_or(0, |moe| moe.experts.len()));
                 first = expert * tensor.elements() as usize;
             }
-            Role::Q(l) | Role::QBias(l) if permutes_qk => unpermute = Some(spec.blocks[l].attention.heads),
-            Role::K(l) | Role::KBias(l) if permutes_qk => unpermute = Some(spec.blocks[l].attention.kv_heads),
+            Role::Q(l) | Role::QBias(l) if permutes_qk => unpermute = Some(attention_heads(spec, l).0),
+            Role::K(l) | Role::KBias(l) if permutes_qk => unpermute = Some(attention_heads(spec, l).1),
             _ => {}
         }
         if meta.shape != whole {

@@ -8,11 +8,21 @@ use std::f64::consts::PI;
 use super::FamilyError;
 use crate::model::{Config, Rope};
 
-/// Rotary embedding of the first `dims` dimensions of a head; half-split layout (dimension `i` pairs with `i + dims/2`).
+/// Which two dimensions of a head turn together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairing {
+    /// `i` and `i + dims/2`
+    Half,
+    /// `2i` and `2i + 1`
+    Adjacent,
+}
+
+/// Rotary embedding of `dims` dimensions of a head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeSpec {
     pub theta: f64,
     pub dims: usize,
+    pub pairing: Pairing,
     pub scaling: RopeScaling,
 }
 
@@ -132,7 +142,7 @@ impl RopeSpec {
             });
         }
         let theta = positive("rope_theta", keys.theta)?.unwrap_or(10_000.0);
-        Ok(RopeSpec { theta, dims, scaling: scaling(&keys, dims, max_positions)? })
+        Ok(RopeSpec { theta, dims, pairing: Pairing::Half, scaling: scaling(&keys, dims, max_positions)? })
     }
 }
 

@@ -1,8 +1,10 @@
 //! What a model is made of: blocks, linear layers, norms, and the tensor each of them is read from.
 //!
 //! A [`ModelSpec`] is built by a family from `config.json` alone. The engine runs it, the compressors and writers ask
-//! it which tensor plays which [`Role`]; nobody else looks at tensor names.
+//! it which tensor plays which [`Role`](super::Role); nobody else looks at tensor names. Which tensors that makes is
+//! listed in `tensors.rs`.
 
+use super::role::Part;
 use super::rope::RopeSpec;
 
 /// A linear layer `y = x Wᵀ + b`; `weight` is stored `[rows, cols]` = (out, in).
@@ -14,47 +16,178 @@ pub struct LinearSpec {
     pub cols: usize,
 }
 
-/// A root-mean-square norm with a learned gain of `size` elements.
+/// How a norm computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// x / rms(x) · w
+    Rms,
+    /// x / rms(x) · (1 + w)
+    RmsOffset,
+    /// (x − mean(x)) / std(x) · w + b
+    Layer,
+}
+
+/// A norm with a learned gain of `size` elements.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NormSpec {
     pub weight: String,
+    /// Only of [`NormKind::Layer`].
+    pub bias: Option<String>,
     pub size: usize,
+    pub kind: NormKind,
 }
 
 /// Causal grouped-query attention: `heads` query heads share `kv_heads` key/value heads of `head_dim` elements.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionSpec {
+    /// `[heads · head_dim, hidden]`; with `output_gate` twice the rows: each head's query, then its gate.
     pub q: LinearSpec,
     pub k: LinearSpec,
     pub v: LinearSpec,
     pub o: LinearSpec,
-    /// Norm over `head_dim` applied to each query head before rope.
+    /// Norm of the queries before rope: of each head (`size` = `head_dim`), or of a token's whole row
+    /// (`size` = `heads · head_dim`).
     pub q_norm: Option<NormSpec>,
-    /// Norm over `head_dim` applied to each key head before rope.
+    /// The same for the keys.
     pub k_norm: Option<NormSpec>,
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
+    /// Factor on the scores before the softmax; usually 1 / √head_dim.
+    pub scale: f64,
+    /// q, k and v are clamped to ± this after their products (and before their norms).
+    pub clip: Option<f64>,
+    /// The mixed heads are multiplied by the sigmoid of a gate that comes out of `q`.
+    pub output_gate: bool,
+    /// Each query sees only the last `window` positions, its own included.
+    pub window: Option<usize>,
+    /// `[heads]`: a logit per head that takes part in the softmax and adds no value.
+    pub sinks: Option<String>,
 }
 
-/// A gated MLP: `down(silu(gate(x)) * up(x))`.
+/// How queries of latent attention are made.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LatentQuery {
+    Direct(LinearSpec),
+    /// b(norm(a(x)))
+    LowRank {
+        a: LinearSpec,
+        norm: NormSpec,
+        b: LinearSpec,
+    },
+}
+
+/// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): keys and values come from one small vector per token.
+///
+/// `kv_a` gives `[kv_rank + rope_dim]`: the latent vector, and the part of the key that is rotated and shared by all
+/// heads. `kv_b` turns the normed latent vector into `heads · (nope_dim + value_dim)`: each head's other key part, then
+/// its value. A query head is `nope_dim` elements, then `rope_dim` that are rotated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatentAttentionSpec {
+    pub q: LatentQuery,
+    pub kv_a: LinearSpec,
+    pub kv_a_norm: NormSpec,
+    pub kv_b: LinearSpec,
+    pub o: LinearSpec,
+    pub heads: usize,
+    pub nope_dim: usize,
+    pub rope_dim: usize,
+    pub value_dim: usize,
+    /// Factor on the scores before the softmax.
+    pub scale: f64,
+}
+
+/// Gated delta-rule linear attention (arXiv 2412.06464) with a short causal convolution before it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeltaNetSpec {
+    /// `[2 · key_heads · key_dim + value_heads · value_dim, hidden]`: queries, keys, values.
+    pub qkv: LinearSpec,
+    /// Output gate `[value_heads · value_dim, hidden]`.
+    pub z: LinearSpec,
+    /// Decay input `[value_heads, hidden]`.
+    pub a: LinearSpec,
+    /// Write strength `[value_heads, hidden]`.
+    pub b: LinearSpec,
+    /// `[rows of qkv, 1, kernel]`.
+    pub conv: String,
+    /// `[value_heads]`
+    pub a_log: String,
+    /// `[value_heads]`
+    pub dt_bias: String,
+    /// Over `value_dim`, before the gate.
+    pub norm: NormSpec,
+    pub out: LinearSpec,
+    pub key_heads: usize,
+    pub value_heads: usize,
+    pub key_dim: usize,
+    pub value_dim: usize,
+    /// Positions the convolution sees.
+    pub kernel: usize,
+}
+
+/// What mixes tokens in a block.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MixerSpec {
+    Attention(AttentionSpec),
+    Latent(LatentAttentionSpec),
+    DeltaNet(DeltaNetSpec),
+}
+
+/// How a gated MLP joins its two inner projections.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// silu(gate) · up
+    Silu,
+    /// gate' · sigmoid(alpha · gate') · (up' + 1), gate' = min(gate, limit), up' = clamp(up, ± limit)
+    ClampedSwiglu { alpha: f64, limit: f64 },
+}
+
+/// A gated MLP: `down(activation(gate(x), up(x)))`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MlpSpec {
     pub gate: LinearSpec,
     pub up: LinearSpec,
     pub down: LinearSpec,
+    pub activation: Activation,
 }
 
 /// One routed expert.
 pub type ExpertSpec = MlpSpec;
 
-/// A mixture of experts: softmax over all router logits, the `top_k` largest are used, renormalised if `norm_topk`.
+/// How a router turns logits into experts and their weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RoutingRule {
+    /// Softmax over all logits, the `top_k` largest; divided by their sum if `renormalise`.
+    SoftmaxTopK { renormalise: bool },
+    /// The `top_k` largest logits, softmax over these.
+    TopKSoftmax,
+    /// The two-expert rule of Phi-3.5-MoE (SparseMixer-v2 at inference): each choice's weight is its softmax among the
+    /// logits within `2 · jitter` of the largest, relatively; the second is chosen with the first taken out.
+    SparseMixer { jitter: f64 },
+    /// As `SoftmaxTopK` within the `kept_groups` of `groups` equal groups whose best expert is most probable.
+    GroupLimited { groups: usize, kept_groups: usize, renormalise: bool },
+}
+
+/// An expert that every token passes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SharedExpertSpec {
+    pub mlp: MlpSpec,
+    /// `[1, hidden]`: the output is multiplied by the sigmoid of this product.
+    pub gate: Option<LinearSpec>,
+}
+
+/// A mixture of experts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MoeSpec {
     pub router: LinearSpec,
+    /// `[experts]`: added to the probabilities for choosing, not for weighing.
+    pub correction: Option<String>,
     pub experts: Vec<ExpertSpec>,
     pub top_k: usize,
-    pub norm_topk: bool,
+    pub rule: RoutingRule,
+    /// Factor on the weights of the chosen experts.
+    pub scale: f64,
+    pub shared: Option<SharedExpertSpec>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -63,14 +196,28 @@ pub enum FfnSpec {
     Moe(MoeSpec),
 }
 
-/// One decoder block: `x += attention(norm(x)); x += ffn(norm(x))`.
+/// One decoder block: `x += mixer(norm(x)); x += ffn(norm(x))`, both additions times the model's residual factor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockSpec {
     pub index: usize,
     pub attn_norm: NormSpec,
-    pub attention: AttentionSpec,
+    pub mixer: MixerSpec,
     pub ffn_norm: NormSpec,
     pub ffn: FfnSpec,
+}
+
+/// A part of the checkpoint that is not the language model and goes along byte for byte: a vision tower, a talker, a
+/// draft head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Carried {
+    /// For people: `vision tower`, `multi-token prediction head`.
+    pub name: &'static str,
+    /// Every tensor whose name begins with one of these belongs to it.
+    pub prefixes: Vec<String>,
+    /// The config declares it, so tensors of it must be there.
+    pub required: bool,
+    /// Mixtures in it that must keep as many experts as the model.
+    pub mixtures: Vec<MoeSpec>,
 }
 
 /// A whole decoder-only language model.
@@ -86,104 +233,30 @@ pub struct ModelSpec {
     pub final_norm: NormSpec,
     /// Name of the output projection `[vocab, hidden]`; the embedding's own name when `tied`.
     pub head: String,
+    /// `[vocab]`
+    pub head_bias: Option<String>,
     pub tied: bool,
     pub rope: RopeSpec,
     pub norm_eps: f64,
     pub max_positions: usize,
+    pub factors: Factors,
+    pub carried: Vec<Carried>,
 }
 
-/// Which of the three matrices of a gated MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Part {
-    Gate,
-    Up,
-    Down,
+/// Constant factors of a model; all 1 for most.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Factors {
+    /// On the embedding.
+    pub embedding: f64,
+    /// On what each half of a block adds.
+    pub residual: f64,
+    /// On the logits.
+    pub logits: f64,
 }
 
-impl Part {
-    pub const ALL: [Part; 3] = [Part::Gate, Part::Up, Part::Down];
-}
-
-/// What a tensor does. The number is the block's index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Role {
-    Embed,
-    AttnNorm(usize),
-    Q(usize),
-    QBias(usize),
-    K(usize),
-    KBias(usize),
-    V(usize),
-    VBias(usize),
-    O(usize),
-    OBias(usize),
-    QNorm(usize),
-    KNorm(usize),
-    FfnNorm(usize),
-    Mlp { layer: usize, part: Part },
-    MlpBias { layer: usize, part: Part },
-    Router(usize),
-    Expert { layer: usize, expert: usize, part: Part },
-    FinalNorm,
-    Head,
-}
-
-impl Role {
-    /// The block the tensor belongs to.
-    pub fn layer(self) -> Option<usize> {
-        match self {
-            Role::Embed | Role::FinalNorm | Role::Head => None,
-            Role::AttnNorm(l)
-            | Role::Q(l)
-            | Role::QBias(l)
-            | Role::K(l)
-            | Role::KBias(l)
-            | Role::V(l)
-            | Role::VBias(l)
-            | Role::O(l)
-            | Role::OBias(l)
-            | Role::QNorm(l)
-            | Role::KNorm(l)
-            | Role::FfnNorm(l)
-            | Role::Router(l) => Some(l),
-            Role::Mlp { layer, .. } | Role::MlpBias { layer, .. } | Role::Expert { layer, .. } => Some(layer),
-        }
-    }
-
-    /// True for the weight of a linear layer inside a block, router excluded: what a quantizer of linear layers takes.
-    pub fn is_linear(self) -> bool {
-        matches!(self, Role::Q(_) | Role::K(_) | Role::V(_) | Role::O(_) | Role::Mlp { .. } | Role::Expert { .. })
-    }
-
-    /// True for a norm gain or a bias (one dimension).
-    pub fn is_vector(self) -> bool {
-        matches!(
-            self,
-            Role::AttnNorm(_)
-                | Role::QBias(_)
-                | Role::KBias(_)
-                | Role::VBias(_)
-                | Role::OBias(_)
-                | Role::QNorm(_)
-                | Role::KNorm(_)
-                | Role::FfnNorm(_)
-                | Role::MlpBias { .. }
-                | Role::FinalNorm
-        )
-    }
-}
-
-/// A tensor the model must have.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ExpectedTensor {
-    pub name: String,
-    pub shape: Vec<usize>,
-    pub role: Role,
-}
-
-impl ExpectedTensor {
-    pub fn elements(&self) -> u64 {
-        self.shape.iter().map(|&d| d as u64).product()
+impl Default for Factors {
+    fn default() -> Self {
+        Factors { embedding: 1.0, residual: 1.0, logits: 1.0 }
     }
 }
 
@@ -193,6 +266,22 @@ impl MlpSpec {
             Part::Gate => &self.gate,
             Part::Up => &self.up,
             Part::Down => &self.down,
+        }
+    }
+
+    /// Elements of the three matrices.
+    pub fn elements(&self) -> u64 {
+        Part::ALL.iter().map(|&p| self.part(p).rows as u64 * self.part(p).cols as u64).sum()
+    }
+}
+
+impl MoeSpec {
+    /// The weights of the chosen experts sum to one (before `scale`).
+    pub fn renormalises(&self) -> bool {
+        match self.rule {
+            RoutingRule::SoftmaxTopK { renormalise } | RoutingRule::GroupLimited { renormalise, .. } => renormalise,
+            RoutingRule::TopKSoftmax => true,
+            RoutingRule::SparseMixer { .. } => false,
         }
     }
 }
@@ -206,106 +295,18 @@ impl BlockSpec {
         }
     }
 
-    /// Every tensor of the block, in the order a forward pass meets them.
-    pub fn tensors(&self) -> Vec<ExpectedTensor> {
-        let l = self.index;
-        let a = &self.attention;
-        let mut out = TensorList::default();
-        out.norm(&self.attn_norm, Role::AttnNorm(l));
-        out.linear(&a.q, Role::Q(l), Role::QBias(l));
-        out.linear(&a.k, Role::K(l), Role::KBias(l));
-        out.linear(&a.v, Role::V(l), Role::VBias(l));
-        for (norm, role) in [(&a.q_norm, Role::QNorm(l)), (&a.k_norm, Role::KNorm(l))] {
-            if let Some(norm) = norm {
-                out.norm(norm, role);
-            }
+    /// The softmax attention over full keys of this block, if that is its mixer.
+    pub fn attention(&self) -> Option<&AttentionSpec> {
+        match &self.mixer {
+            MixerSpec::Attention(attention) => Some(attention),
+            MixerSpec::Latent(_) | MixerSpec::DeltaNet(_) => None,
         }
-        out.linear(&a.o, Role::O(l), Role::OBias(l));
-        out.norm(&self.ffn_norm, Role::FfnNorm(l));
-        match &self.ffn {
-            FfnSpec::Dense(mlp) => {
-                for part in Part::ALL {
-                    out.linear(mlp.part(part), Role::Mlp { layer: l, part }, Role::MlpBias { layer: l, part });
-                }
-            }
-            FfnSpec::Moe(moe) => {
-                out.linear(&moe.router, Role::Router(l), Role::Router(l));
-                for (expert, mlp) in moe.experts.iter().enumerate() {
-                    for part in Part::ALL {
-                        let role = Role::Expert { layer: l, expert, part };
-                        out.linear(mlp.part(part), role, role);
-                    }
-                }
-            }
-        }
-        out.0
-    }
-
-    /// Parameters of the block, all experts counted.
-    pub fn parameters(&self) -> u64 {
-        self.tensors().iter().map(ExpectedTensor::elements).sum()
-    }
-
-    /// Parameters one token meets in this block: routed experts count `top_k` times.
-    pub fn active_parameters(&self) -> u64 {
-        let unused = self.moe().map_or(0, |moe| {
-            let one = moe.experts.first().map_or(0, |e| Part::ALL.iter().map(|&p| linear_elements(e.part(p))).sum());
-            one * moe.experts.len().saturating_sub(moe.top_k) as u64
-        });
-        self.parameters() - unused
     }
 }
 
 impl ModelSpec {
-    /// Every tensor the model must have, in the order a forward pass meets them. A tied head is not listed twice.
-    pub fn tensors(&self) -> Vec<ExpectedTensor> {
-        let mut out = TensorList::default();
-        let matrix =
-            |name: &str, role| ExpectedTensor { name: name.to_owned(), shape: vec![self.vocab, self.hidden], role };
-        out.0.push(matrix(&self.embed, Role::Embed));
-        for block in &self.blocks {
-            out.0.extend(block.tensors());
-        }
-        out.norm(&self.final_norm, Role::FinalNorm);
-        if !self.tied {
-            out.0.push(matrix(&self.head, Role::Head));
-        }
-        out.0
-    }
-
-    /// All parameters; a tied embedding counts once.
-    pub fn parameters(&self) -> u64 {
-        self.tensors().iter().map(ExpectedTensor::elements).sum()
-    }
-
-    /// Parameters that one token meets: only `top_k` experts of each mixture count.
-    pub fn active_parameters(&self) -> u64 {
-        let blocks: u64 = self.blocks.iter().map(|b| b.parameters() - b.active_parameters()).sum();
-        self.parameters() - blocks
-    }
-
     /// Largest number of experts in a block and the number used per token; `None` for a dense model.
     pub fn experts(&self) -> Option<(usize, usize)> {
         self.blocks.iter().filter_map(BlockSpec::moe).map(|m| (m.experts.len(), m.top_k)).max()
-    }
-}
-
-fn linear_elements(linear: &LinearSpec) -> u64 {
-    linear.rows as u64 * linear.cols as u64
-}
-
-#[derive(Default)]
-struct TensorList(Vec<ExpectedTensor>);
-
-impl TensorList {
-    fn norm(&mut self, norm: &NormSpec, role: Role) {
-        self.0.push(ExpectedTensor { name: norm.weight.clone(), shape: vec![norm.size], role });
-    }
-
-    fn linear(&mut self, linear: &LinearSpec, role: Role, bias_role: Role) {
-        self.0.push(ExpectedTensor { name: linear.weight.clone(), shape: vec![linear.rows, linear.cols], role });
-        if let Some(bias) = &linear.bias {
-            self.0.push(ExpectedTensor { name: bias.clone(), shape: vec![linear.rows], role: bias_role });
-        }
     }
 }

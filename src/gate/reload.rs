@@ -45,7 +45,7 @@ pub fn reopen(path: &Path, subject: &str, expected: &ModelSpec) -> Result<(OpenM
 /// What two descriptions of one model must agree on.
 fn describe(spec: &ModelSpec) -> String {
     let experts = spec.experts().map_or_else(|| "dense".to_owned(), |(n, k)| format!("{n} experts, {k} used"));
-    let attention = spec.blocks.first().map(|b| &b.attention);
+    let attention = spec.blocks.iter().find_map(|b| b.attention());
     let heads = attention.map_or_else(String::new, |a| format!("{}/{} heads of {}", a.heads, a.kv_heads, a.head_dim));
     format!(
         "{} layers, hidden {}, {heads}, vocabulary {}, {experts}, {} parameters",
