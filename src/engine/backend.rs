@@ -34,6 +34,15 @@ pub struct ChunkScore {
     pub target: Option<f32>,
 }
 
+/// How large the rows of an array are.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RowSizes {
+    /// Euclidean norms.
+    pub norms: Vec<f32>,
+    /// Largest absolute elements.
+    pub peaks: Vec<f32>,
+}
+
 type Result<T> = std::result::Result<T, EngineError>;
 
 /// A place to compute.
@@ -59,6 +68,8 @@ pub trait Backend: Sync {
         rows: std::ops::Range<usize>,
         cols: usize,
     ) -> Result<Self::Weight>;
+    /// A weight `[rows, cols]` from values at hand, row-major.
+    fn make_weight(&self, values: Vec<f32>, rows: usize, cols: usize) -> Result<Self::Weight>;
     fn load_vector(&self, source: &dyn TensorSource, name: &str) -> Result<Self::Vector>;
     fn rope(&self, table: RopeTable) -> Result<Self::Rope>;
 
@@ -101,6 +112,8 @@ pub trait Backend: Sync {
     fn add_rows(&self, out: Self::Rows, rows: &[u32], weights: &[f32], x: &Self::Rows) -> Result<Self::Rows>;
     /// The chosen rows of x, in the order given.
     fn take_rows(&self, x: &Self::Rows, rows: &[u32]) -> Result<Self::Rows>;
+    /// Euclidean norm and largest absolute element of every row.
+    fn row_sizes(&self, x: &Self::Rows) -> Result<RowSizes>;
     fn is_finite(&self, x: &Self::Rows) -> Result<bool>;
     /// One score per row of `logits` `[rows, chunk]`; a target is a column of this chunk or `None`.
     fn chunk_scores(&self, logits: &Self::Rows, targets: &[Option<u32>]) -> Result<Vec<ChunkScore>>;

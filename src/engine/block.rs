@@ -1,11 +1,14 @@
 //! One decoder block: its weights in compute form, and its forward pass over a micro-batch.
 
+use std::sync::atomic::AtomicU64;
+
 use super::EngineError;
 use super::backend::Backend;
 use super::batch::Batch;
 use super::mixer::Mixer;
 use super::moe;
 use super::observer::Observer;
+use super::variant::Change;
 use crate::family::{BlockSpec, FfnSpec, LinearSpec, MlpSpec, NormSpec};
 use crate::model::TensorSource;
 
@@ -44,6 +47,10 @@ pub struct Setting<'a, B: Backend> {
     pub eps: f64,
     pub rope: &'a B::Rope,
     pub batch: &'a Batch,
+    /// What the variant under way changes in this block.
+    pub change: Option<&'a Change<'a, B>>,
+    /// Multiply-adds of experts, counted as they are done.
+    pub expert_work: &'a AtomicU64,
 }
 
 impl<B: Backend> Linear<B> {

@@ -8,7 +8,7 @@ use std::ops::Range;
 use candle_core::{D, DType, Device, Tensor};
 
 use super::EngineError;
-use super::backend::{Backend, ChunkScore, HeadShape, RopeTable};
+use super::backend::{Backend, ChunkScore, HeadShape, RopeTable, RowSizes};
 use super::batch::Batch;
 use crate::family::LinearSpec;
 use crate::model::{Dtype, TensorSource};
@@ -130,6 +130,10 @@ impl Backend for OnDevice {
         self.weight_from_f32(values, n, cols)
     }
 
+    fn make_weight(&self, values: Vec<f32>, rows: usize, cols: usize) -> Result<Tensor> {
+        self.weight_from_f32(values, rows, cols)
+    }
+
     fn load_vector(&self, source: &dyn TensorSource, name: &str) -> Result<Tensor> {
         let mut values = Vec::new();
         source.read_f32(name, &mut values)?;
@@ -249,6 +253,13 @@ impl Backend for OnDevice {
 
     fn take_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
         self.run(|| x.index_select(&self.ids(rows)?, 0))
+    }
+
+    fn row_sizes(&self, x: &Tensor) -> Result<RowSizes> {
+        self.run(|| {
+            let norms = x.sqr()?.sum(1)?.sqrt()?.to_vec1::<f32>()?;
+            Ok(RowSizes { norms, peaks: x.abs()?.max(1)?.to_vec1::<f32>()? })
+        })
     }
 
     fn is_finite(&self, x: &Tensor) -> Result<bool> {

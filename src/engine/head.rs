@@ -8,21 +8,26 @@ use super::batch::Batch;
 use super::hidden::HiddenStore;
 use super::observer::{LogitChunk, Observer};
 use super::prefetch::one_ahead;
+use super::variant::Run;
 use super::{EngineError, Scoring};
 use crate::family::ModelSpec;
 use crate::model::TensorSource;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
-/// The scored positions of one micro-batch: rows, and the token each should predict.
+/// The scored positions of one run of a micro-batch: rows, and the token each should predict.
 #[derive(Debug, Default, PartialEq)]
 pub struct Scored {
+    /// Of the pass; see [`LogitChunk::variant`].
+    pub variant: usize,
+    /// Scored positions of the same variant before these.
+    pub first_position: usize,
     pub rows: Vec<u32>,
     pub targets: Vec<u32>,
 }
 
 /// Which rows of a batch are scored.
-pub fn scored(batch: &Batch, sequences: &[Vec<u32>], scoring: Scoring) -> Scored {
+fn scored(batch: &Batch, sequences: &[Vec<u32>], scoring: Scoring) -> Scored {
     let mut out = Scored::default();
     for (span, tokens) in batch.spans.iter().zip(&sequences[batch.sequences.clone()]) {
         for position in scoring.positions(tokens.len()) {
@@ -31,6 +36,18 @@ pub fn scored(batch: &Batch, sequences: &[Vec<u32>], scoring: Scoring) -> Scored
         }
     }
     out
+}
+
+/// Which rows of every run are scored.
+pub fn scored_runs(runs: &[Run], sequences: &[Vec<u32>], scoring: Scoring) -> Vec<Scored> {
+    let mut seen = vec![0; runs.iter().map(|run| run.variant + 1).max().unwrap_or(0)];
+    let mut of = |run: &Run| {
+        let first_position = seen[run.variant];
+        let scored = Scored { variant: run.variant, first_position, ..scored(&run.batch, sequences, scoring) };
+        seen[run.variant] += scored.rows.len();
+        scored
+    };
+    runs.iter().map(&mut of).collect()
 }
 
 /// A log-sum-exp over the chunks seen so far, and the target's logit.
@@ -79,7 +96,7 @@ impl<B: Backend> Head<'_, B> {
         Ok(())
     }
 
-    /// The negative log-likelihood in nats of every scored position, in order. `progress` is told the share done.
+    /// The negative log-likelihoods in nats of the scored positions of every run. `progress` is told the share done.
     ///
     /// # Errors
     /// The head cannot be read; a logit is not finite.
@@ -89,9 +106,9 @@ impl<B: Backend> Head<'_, B> {
         scored: &[Scored],
         observers: &mut [&mut dyn Observer],
         mut progress: impl FnMut(f64),
-    ) -> Result<Vec<f64>> {
+    ) -> Result<Vec<Vec<f64>>> {
         self.keep_scored(hidden, scored)?;
-        let mut running: Vec<Running> = vec![Running::START; scored.iter().map(|s| s.rows.len()).sum()];
+        let mut running: Vec<Vec<Running>> = scored.iter().map(|s| vec![Running::START; s.rows.len()]).collect();
         let chunks: Vec<Range<usize>> = (0..self.spec.vocab)
             .step_by(self.vocab_chunk)
             .map(|start| start..(start + self.vocab_chunk).min(self.spec.vocab))
@@ -103,17 +120,14 @@ impl<B: Backend> Head<'_, B> {
             weight
         };
         one_ahead(chunks.len(), load, |chunk, weight| {
-            let mut first = 0;
             for (index, scored) in scored.iter().enumerate().filter(|(_, s)| !s.rows.is_empty()) {
-                let part = &mut running[first..first + scored.rows.len()];
-                self.chunk(&weight, &chunks[chunk], first, index, scored, hidden, part, observers)?;
-                first += scored.rows.len();
+                self.chunk(&weight, &chunks[chunk], index, scored, hidden, &mut running[index], observers)?;
             }
             progress((chunk + 1) as f64 / chunks.len() as f64);
             Ok(())
         })?;
-        let nll: Vec<f64> = running.iter().map(Running::nll).collect();
-        if nll.iter().all(|v| v.is_finite()) { Ok(nll) } else { Err(self.not_finite()) }
+        let nll: Vec<Vec<f64>> = running.iter().map(|part| part.iter().map(Running::nll).collect()).collect();
+        if nll.iter().flatten().all(|v| v.is_finite()) { Ok(nll) } else { Err(self.not_finite()) }
     }
 
     #[expect(clippy::too_many_arguments, reason = "the body of a loop, split off for reading")]
@@ -121,16 +135,15 @@ impl<B: Backend> Head<'_, B> {
         &self,
         weight: &B::Weight,
         vocab: &Range<usize>,
-        first_position: usize,
-        batch: usize,
+        run: usize,
         scored: &Scored,
         hidden: &mut HiddenStore<B>,
         running: &mut [Running],
         observers: &mut [&mut dyn Observer],
     ) -> Result<()> {
-        let rows = hidden.take(self.backend, batch)?;
+        let rows = hidden.take(self.backend, run)?;
         let [logits] = self.backend.linears(&rows, None, [(weight, None)])?;
-        hidden.put(self.backend, batch, rows)?;
+        hidden.put(self.backend, run, rows)?;
         let inside = |&t: &u32| (t as usize).checked_sub(vocab.start).filter(|&t| t < vocab.len()).map(|t| t as u32);
         let targets: Vec<Option<u32>> = scored.targets.iter().map(inside).collect();
         for (state, score) in running.iter_mut().zip(self.backend.chunk_scores(&logits, &targets)?) {
@@ -138,7 +151,9 @@ impl<B: Backend> Head<'_, B> {
         }
         if observers.iter().any(|o| o.wants_logits()) {
             let values = self.backend.download(&logits)?;
-            let chunk = LogitChunk { first_position, rows: targets.len(), vocab: vocab.clone(), values: &values };
+            let (variant, first_position) = (scored.variant, scored.first_position);
+            let chunk =
+                LogitChunk { variant, first_position, rows: targets.len(), vocab: vocab.clone(), values: &values };
             for observer in observers.iter_mut().filter(|o| o.wants_logits()) {
                 observer.logits(&chunk);
             }
@@ -174,9 +189,9 @@ mod tests {
         let sequences = vec![vec![1, 2, 3, 4], vec![5], vec![6, 7]];
         let batch = Batch { sequences: 0..3, spans: vec![0..4, 4..5, 5..7] };
         let all = scored(&batch, &sequences, Scoring::All);
-        assert_eq!(all, Scored { rows: vec![0, 1, 2, 5], targets: vec![2, 3, 4, 7] });
+        assert_eq!(all, Scored { rows: vec![0, 1, 2, 5], targets: vec![2, 3, 4, 7], ..Scored::default() });
         let half = scored(&batch, &sequences, Scoring::SecondHalf);
-        assert_eq!(half, Scored { rows: vec![2], targets: vec![4] });
+        assert_eq!(half, Scored { rows: vec![2], targets: vec![4], ..Scored::default() });
         assert_eq!(scored(&batch, &sequences, Scoring::None), Scored::default());
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::attention;
-use super::backend::{Backend, ChunkScore, HeadShape, RopeTable};
+use super::backend::{Backend, ChunkScore, HeadShape, RopeTable, RowSizes};
 use super::batch::Batch;
 use super::matmul::{Kernel, PackedInput, PackedWeight, matmul_packed};
 use super::pool::Buffer;
@@ -74,6 +74,10 @@ impl Backend for Host {
         let mut values = Vec::new();
         source.read_rows_f32(name, rows, &mut values)?;
         Ok(PackedWeight::from_f32_for(self.kernel, &values, n, cols))
+    }
+
+    fn make_weight(&self, values: Vec<f32>, rows: usize, cols: usize) -> Result<PackedWeight> {
+        Ok(PackedWeight::from_f32_for(self.kernel, &values, rows, cols))
     }
 
     fn load_vector(&self, source: &dyn TensorSource, name: &str) -> Result<Vec<f32>> {
@@ -198,6 +202,12 @@ impl Backend for Host {
             o.copy_from_slice(&x.data[row as usize * columns..][..columns]);
         }
         Ok(out)
+    }
+
+    fn row_sizes(&self, x: &HostRows) -> Result<RowSizes> {
+        let sizes = x.data.par_chunks_exact(x.columns).with_min_len(ROWS_PER_TASK).map(vector::norm_and_peak);
+        let (norms, peaks) = sizes.unzip();
+        Ok(RowSizes { norms, peaks })
     }
 
     fn is_finite(&self, x: &HostRows) -> Result<bool> {

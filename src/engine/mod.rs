@@ -23,11 +23,13 @@ mod observer;
 mod pass;
 mod pool;
 mod prefetch;
+mod variant;
 mod vector;
 
 pub use batch::Batch;
 pub use choice::{device_name, open_device};
 pub use error::EngineError;
 pub use memory::{MemoryPlan, peak_resident, resident};
-pub use observer::{LogitChunk, Observer, Routing};
-pub use pass::{PassOptions, PassProgress, PassReport, Scoring, predict, run_pass};
+pub use observer::{ExpertOutputs, LogitChunk, Observer, Routing};
+pub use pass::{PassOptions, PassProgress, PassReport, Scoring, predict, run_pass, run_variants};
+pub use variant::{Survivors, Variant};

@@ -1,11 +1,14 @@
 //! Mixture of experts: choose experts per token, group the tokens by expert, one product per expert and matrix.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use rayon::prelude::*;
 
 use super::EngineError;
 use super::backend::Backend;
 use super::block::{Linear, Mlp, Setting};
-use super::observer::{Observer, Routing};
+use super::observer::{ExpertOutputs, Observer, Routing};
+use super::variant::narrowed;
 use crate::family::MoeSpec;
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -29,8 +32,7 @@ pub fn mixture<B: Backend>(
     observers: &mut [&mut dyn Observer],
 ) -> Result<B::Rows> {
     let backend = cx.backend;
-    let logits = backend.download(&router.apply(backend, x)?)?;
-    let choices = choose(&logits, spec.experts.len(), spec.top_k, spec.renormalises());
+    let choices = route(cx, spec, router, x)?;
     let routing = Routing {
         layer: cx.spec.index,
         experts: spec.experts.len(),
@@ -39,17 +41,60 @@ pub fn mixture<B: Backend>(
         weights: &choices.weights,
         batch: cx.batch,
     };
-    for observer in observers {
+    for observer in observers.iter_mut() {
         observer.router(&routing);
     }
     let mut out = backend.zeros(cx.batch.rows(), spec.router.cols)?;
     for (expert, tokens) in by_expert(&choices, experts.len(), spec.top_k).iter().enumerate() {
         if !tokens.rows.is_empty() {
             let y = experts[expert].apply(backend, x, Some(&tokens.rows))?;
+            cx.expert_work.fetch_add(tokens.rows.len() as u64 * spec.experts[expert].elements(), Relaxed);
+            show_outputs(cx, expert, tokens, &y, observers)?;
             out = backend.add_rows(out, &tokens.rows, &tokens.weights, &y)?;
         }
     }
     Ok(out)
+}
+
+/// The router's choices; those of a variant are made among its survivors as if there were no others.
+fn route<B: Backend>(cx: &Setting<'_, B>, spec: &MoeSpec, router: &Linear<B>, x: &B::Rows) -> Result<Choices> {
+    let experts = spec.experts.len();
+    let Some(change) = cx.change else {
+        let logits = cx.backend.download(&router.apply(cx.backend, x)?)?;
+        return Ok(choose(&logits, experts, spec.top_k, spec.renormalises()));
+    };
+    let weight = change.router.as_ref().map_or(&router.weight, |other| &other.weight);
+    let [logits] = cx.backend.linears(x, None, [(weight, router.bias.as_ref())])?;
+    let logits = narrowed(&cx.backend.download(&logits)?, experts, change.kept);
+    let mut choices = choose(&logits, change.kept.len(), spec.top_k, spec.renormalises());
+    choices.chosen.iter_mut().for_each(|expert| *expert = change.kept[*expert as usize]);
+    Ok(choices)
+}
+
+fn show_outputs<B: Backend>(
+    cx: &Setting<'_, B>,
+    expert: usize,
+    tokens: &Tokens,
+    y: &B::Rows,
+    observers: &mut [&mut dyn Observer],
+) -> Result<()> {
+    if !observers.iter().any(|o| o.wants_expert_outputs()) {
+        return Ok(());
+    }
+    let sizes = cx.backend.row_sizes(y)?;
+    let outputs = ExpertOutputs {
+        layer: cx.spec.index,
+        expert,
+        rows: &tokens.rows,
+        gates: &tokens.weights,
+        norms: &sizes.norms,
+        peaks: &sizes.peaks,
+        batch: cx.batch,
+    };
+    for observer in observers.iter_mut().filter(|o| o.wants_expert_outputs()) {
+        observer.expert_outputs(&outputs);
+    }
+    Ok(())
 }
 
 /// Softmax over all experts, then the `top_k` largest; equal probabilities go to the lower expert number.

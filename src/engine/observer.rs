@@ -15,11 +15,34 @@ pub struct Routing<'a> {
     pub batch: &'a Batch,
 }
 
+/// What one expert made of the tokens of one micro-batch that chose it; experts nobody chose are not computed.
+pub struct ExpertOutputs<'a> {
+    pub layer: usize,
+    pub expert: usize,
+    /// Rows of the micro-batch, ascending.
+    pub rows: &'a [u32],
+    /// The weight of the expert in each row's mixture, as the model uses it.
+    pub gates: &'a [f32],
+    /// Euclidean norm of the expert's output for each row, before its gate.
+    pub norms: &'a [f32],
+    /// Largest absolute element of the same outputs.
+    pub peaks: &'a [f32],
+    pub batch: &'a Batch,
+}
+
 /// Hooks of a pass; each does nothing unless overridden. Calls come from the thread that runs the pass, in the order
-/// layer, micro-batch.
+/// layer, micro-batch. Hooks of blocks see the model as it stands, never a [variant](super::Variant).
 pub trait Observer {
     /// A router has chosen.
     fn router(&mut self, _routing: &Routing<'_>) {}
+
+    /// True to be given [`Observer::expert_outputs`] (it costs a look at every value of every expert's output).
+    fn wants_expert_outputs(&self) -> bool {
+        false
+    }
+
+    /// One expert has computed the tokens of a micro-batch that were routed to it; experts come in ascending order.
+    fn expert_outputs(&mut self, _outputs: &ExpertOutputs<'_>) {}
 
     /// True to be given [`Observer::block_input`] (it costs a copy of the hidden states).
     fn wants_block_inputs(&self) -> bool {
@@ -40,6 +63,8 @@ pub trait Observer {
 
 /// A rectangle of the logit matrix.
 pub struct LogitChunk<'a> {
+    /// 0: the model as it stands; n: the pass's variant n - 1. Variants of a rectangle follow the rectangle itself.
+    pub variant: usize,
     /// Number of the first scored position of the pass that `values` covers.
     pub first_position: usize,
     pub rows: usize,

@@ -1,6 +1,7 @@
 //! The layer-major pass: embedding, then one block at a time for all sequences, then the head.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use candle_core::Device;
@@ -17,6 +18,7 @@ use super::matmul::{self, Kernel};
 use super::memory::{self, MemoryPlan};
 use super::observer::Observer;
 use super::prefetch::one_ahead;
+use super::variant::{Change, Run, Variant, runs};
 use crate::family::{BlockSpec, ModelSpec, OpenModel, RopeSpec};
 use crate::model::TensorSource;
 use crate::units::Bytes;
@@ -90,6 +92,10 @@ pub struct PassProgress {
 pub struct PassReport {
     /// Negative log-likelihood in nats of each scored position, in order of sequences and positions.
     pub nll: Vec<f64>,
+    /// The same of each variant.
+    pub variant_nll: Vec<Vec<f64>>,
+    /// Multiply-adds of routed experts, counted as they were done, all variants together.
+    pub expert_multiplications: u64,
     /// Tokens that went through the model.
     pub tokens: usize,
     pub seconds: f64,
@@ -131,13 +137,31 @@ pub fn run_pass(
     observers: &mut [&mut dyn Observer],
     progress: &dyn Fn(PassProgress),
 ) -> Result<PassReport> {
+    run_variants(model, &[], sequences, scoring, options, observers, progress)
+}
+
+/// Runs every sequence through the model and through each of `variants`, one block at a time: a block is read once for
+/// all of them.
+///
+/// # Errors
+/// As [`run_pass`].
+pub fn run_variants(
+    model: &OpenModel,
+    variants: &[Variant],
+    sequences: &[Vec<u32>],
+    scoring: Scoring,
+    options: &PassOptions,
+    observers: &mut [&mut dyn Observer],
+    progress: &dyn Fn(PassProgress),
+) -> Result<PassReport> {
     check_sequences(sequences, model.spec.vocab)?;
     let (spec, source) = (&model.spec, model.tensors.as_ref());
     if options.device.is_cpu() && !options.candle_on_cpu {
-        Pass { backend: &Host::of(options), spec, source, sequences, scoring, options, progress }.run(observers)
+        let backend = &Host::of(options);
+        Pass { backend, spec, source, variants, sequences, scoring, options, progress }.run(observers)
     } else {
         let backend = &OnDevice::new(&options.device);
-        Pass { backend, spec, source, sequences, scoring, options, progress }.run(observers)
+        Pass { backend, spec, source, variants, sequences, scoring, options, progress }.run(observers)
     }
 }
 
@@ -175,6 +199,7 @@ struct Pass<'a, B: Backend> {
     backend: &'a B,
     spec: &'a ModelSpec,
     source: &'a dyn TensorSource,
+    variants: &'a [Variant],
     sequences: &'a [Vec<u32>],
     scoring: Scoring,
     options: &'a PassOptions,
@@ -188,43 +213,59 @@ impl<B: Backend> Pass<'_, B> {
         let (tokens, longest) = (lengths.iter().sum(), lengths.iter().copied().max().unwrap_or(0));
         let on_device = !self.options.device.is_cpu();
         let budget = self.options.memory_budget;
-        let plan = MemoryPlan::new(self.backend, self.spec, self.source, tokens, longest, on_device, budget);
+        // Each variant has hidden states of its own.
+        let kept = tokens * (1 + self.variants.len());
+        let plan = MemoryPlan::new(self.backend, self.spec, self.source, kept, longest, on_device, budget);
         let predicted_peak = memory::resident().unwrap_or_default() + plan.total();
-        let batches = batches(&lengths, plan.batch_rows);
-        let scored: Vec<_> = batches.iter().map(|b| head::scored(b, self.sequences, self.scoring)).collect();
-        let clock = Clock { start, tokens, weights: self.shares(&batches, &scored), progress: self.progress };
+        let runs = runs(batches(&lengths, plan.batch_rows), self.variants.len());
+        let scored = head::scored_runs(&runs, self.sequences, self.scoring);
+        let clock = Clock { start, tokens, weights: self.shares(&runs, &scored), progress: self.progress };
 
-        let mut hidden = self.embed(&batches, &plan)?;
-        self.blocks(&batches, longest, &mut hidden, observers, &clock)?;
-        let nll = if scored.iter().all(|s| s.rows.is_empty()) {
-            Vec::new()
-        } else {
+        let mut hidden = self.embed(&runs, &plan)?;
+        let expert_work = AtomicU64::new(0);
+        self.blocks(&runs, longest, &mut hidden, observers, &expert_work, &clock)?;
+        let mut nll = vec![Vec::new(); 1 + self.variants.len()];
+        if scored.iter().any(|s| !s.rows.is_empty()) {
             // The head's arrays have other sizes than the blocks'.
             super::pool::drain();
             let vocab_chunk = plan.vocab_chunk;
             let head = Head { backend: self.backend, spec: self.spec, source: self.source, vocab_chunk };
-            head.score(&mut hidden, &scored, observers, |share| clock.head(self.spec.blocks.len(), share))?
+            let found =
+                head.score(&mut hidden, &scored, observers, |share| clock.head(self.spec.blocks.len(), share))?;
+            for (scored, found) in scored.iter().zip(found) {
+                nll[scored.variant].extend(found);
+            }
         };
         super::pool::drain();
         let seconds = start.elapsed().as_secs_f64();
-        Ok(PassReport { nll, tokens, seconds, predicted_peak, peak: memory::peak_resident(), plan })
+        let mut nll = nll.into_iter();
+        Ok(PassReport {
+            nll: nll.next().unwrap_or_default(),
+            variant_nll: nll.collect(),
+            expert_multiplications: expert_work.into_inner(),
+            tokens,
+            seconds,
+            predicted_peak,
+            peak: memory::peak_resident(),
+            plan,
+        })
     }
 
     /// Multiplications of the blocks and of the head, for the share of the work done.
-    fn shares(&self, batches: &[Batch], scored: &[head::Scored]) -> (f64, f64) {
-        let rows: usize = batches.iter().map(Batch::rows).sum();
+    fn shares(&self, runs: &[Run], scored: &[head::Scored]) -> (f64, f64) {
+        let rows: usize = runs.iter().map(|run| run.batch.rows()).sum();
         let block: u64 = self.spec.blocks.iter().map(BlockSpec::active_parameters).sum();
         let scored: usize = scored.iter().map(|s| s.rows.len()).sum();
         (rows as f64 * block as f64, scored as f64 * (self.spec.vocab * self.spec.hidden) as f64)
     }
 
-    fn embed(&self, batches: &[Batch], plan: &MemoryPlan) -> Result<HiddenStore<B>> {
+    fn embed(&self, runs: &[Run], plan: &MemoryPlan) -> Result<HiddenStore<B>> {
         let temporary = std::env::temp_dir();
         let directory = self.options.spill_directory.as_deref().unwrap_or(&temporary);
-        let rows: Vec<usize> = batches.iter().map(Batch::rows).collect();
+        let rows: Vec<usize> = runs.iter().map(|run| run.batch.rows()).collect();
         let mut hidden = HiddenStore::new(&rows, self.spec.hidden, plan.spill.then_some(directory))?;
         let mut row = Vec::new();
-        for (index, batch) in batches.iter().enumerate() {
+        for (index, Run { batch, .. }) in runs.iter().enumerate() {
             let mut values = Vec::with_capacity(batch.rows() * self.spec.hidden);
             for &token in self.sequences[batch.sequences.clone()].iter().flatten() {
                 let token = token as usize;
@@ -239,10 +280,11 @@ impl<B: Backend> Pass<'_, B> {
 
     fn blocks(
         &self,
-        batches: &[Batch],
+        runs: &[Run],
         longest: usize,
         hidden: &mut HiddenStore<B>,
         observers: &mut [&mut dyn Observer],
+        expert_work: &AtomicU64,
         clock: &Clock<'_>,
     ) -> Result<()> {
         let rope = self.backend.rope(rope_table(&self.spec.rope, longest))?;
@@ -250,16 +292,19 @@ impl<B: Backend> Pass<'_, B> {
         let load = |index: usize| Block::load(self.backend, self.source, &self.spec.blocks[index]);
         one_ahead(count, load, |index, block| {
             let spec = &self.spec.blocks[index];
-            for (number, batch) in batches.iter().enumerate() {
+            let changes = Change::in_block(self.backend, self.variants, spec)?;
+            for (number, Run { batch, variant }) in runs.iter().enumerate() {
                 let x = hidden.take(self.backend, number)?;
+                let observers: &mut [&mut dyn Observer] = if *variant == 0 { observers } else { &mut [] };
                 self.show_input(index, batch, &x, observers)?;
-                let cx = Setting { backend: self.backend, spec, eps: self.spec.norm_eps, rope: &rope, batch };
+                let (backend, eps, change) = (self.backend, self.spec.norm_eps, changes[*variant].as_ref());
+                let cx = Setting { backend, spec, eps, rope: &rope, batch, change, expert_work };
                 let x = block.forward(&cx, x, observers)?;
                 if !self.backend.is_finite(&x)? {
                     return Err(self.not_finite(spec));
                 }
                 hidden.put(self.backend, number, x)?;
-                clock.block(index, count, (number + 1) as f64 / batches.len() as f64);
+                clock.block(index, count, (number + 1) as f64 / runs.len() as f64);
             }
             Ok(())
         })

@@ -110,6 +110,14 @@ wide! {
 }
 
 wide! {
+    /// The Euclidean norm of a row and its largest absolute element.
+    pub fn norm_and_peak(row: &[f32]) -> (f32, f32) {
+        let squares = fold(row, 0.0, |acc, v| acc + v * v, |a, b| a + b);
+        (squares.sqrt(), fold(row, 0.0, |acc, v| larger(acc, v.abs()), larger))
+    }
+}
+
+wide! {
     /// gate = gate · sigmoid(gate) · up.
     pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
         for (g, &u) in gate.iter_mut().zip(up) {
