@@ -133,7 +133,7 @@ impl<B: Backend> Block<B> {
         observers: &mut [&mut dyn Observer],
     ) -> Result<B::Rows> {
         let normed = cx.backend.norm(&hidden, &self.attn_norm, cx.eps)?;
-        let mixed = self.mixer.forward(cx, &normed)?;
+        let mixed = self.mixer.forward(cx, &normed, observers)?;
         drop(normed);
         let hidden = cx.backend.add(hidden, mixed)?;
         let normed = cx.backend.norm(&hidden, &self.ffn_norm, cx.eps)?;

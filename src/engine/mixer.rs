@@ -3,6 +3,7 @@
 use super::EngineError;
 use super::backend::{Backend, HeadShape};
 use super::block::{Linear, Setting};
+use super::observer::{HeadViews, Observer};
 use crate::family::{AttentionSpec, MixerSpec, NormSpec};
 use crate::model::TensorSource;
 
@@ -38,9 +39,14 @@ impl<B: Backend> Mixer<B> {
     ///
     /// # Errors
     /// The device fails.
-    pub fn forward(&self, cx: &Setting<'_, B>, normed: &B::Rows) -> Result<B::Rows> {
+    pub fn forward(
+        &self,
+        cx: &Setting<'_, B>,
+        normed: &B::Rows,
+        observers: &mut [&mut dyn Observer],
+    ) -> Result<B::Rows> {
         match self {
-            Mixer::Attention(attention) => attention.forward(cx, normed),
+            Mixer::Attention(attention) => attention.forward(cx, normed, observers),
         }
     }
 }
@@ -59,13 +65,33 @@ impl<B: Backend> Attention<B> {
         })
     }
 
-    fn forward(&self, cx: &Setting<'_, B>, normed: &B::Rows) -> Result<B::Rows> {
+    fn forward(&self, cx: &Setting<'_, B>, normed: &B::Rows, observers: &mut [&mut dyn Observer]) -> Result<B::Rows> {
         let (backend, a) = (cx.backend, &self.spec);
         let shape = HeadShape { heads: a.heads, kv_heads: a.kv_heads, head_dim: a.head_dim };
         let [q, k, v] = backend.linears(normed, None, [self.q.layer(), self.k.layer(), self.v.layer()])?;
         let q = backend.rotate(q, a.heads, self.q_norm.as_ref(), cx.eps, cx.rope, cx.batch)?;
         let k = backend.rotate(k, a.kv_heads, self.k_norm.as_ref(), cx.eps, cx.rope, cx.batch)?;
         let mixed = backend.attention(&q, &k, &v, shape, cx.batch)?;
+        show_heads(cx, a, [&q, &k, &mixed], observers)?;
         self.o.apply(backend, &mixed)
     }
+}
+
+/// Hands queries, keys and head outputs to the observers that ask for them.
+fn show_heads<B: Backend>(
+    cx: &Setting<'_, B>,
+    spec: &AttentionSpec,
+    [q, k, mixed]: [&B::Rows; 3],
+    observers: &mut [&mut dyn Observer],
+) -> Result<()> {
+    let layer = cx.spec.index;
+    if !observers.iter().any(|o| o.wants_heads(layer)) {
+        return Ok(());
+    }
+    let [q, k, mixed] = [cx.backend.download(q)?, cx.backend.download(k)?, cx.backend.download(mixed)?];
+    let views = HeadViews { layer, spec, q: &q, k: &k, mixed: &mixed, batch: cx.batch };
+    for observer in observers.iter_mut().filter(|o| o.wants_heads(layer)) {
+        observer.heads(&views);
+    }
+    Ok(())
 }

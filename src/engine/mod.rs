@@ -30,6 +30,6 @@ pub use batch::Batch;
 pub use choice::{device_name, open_device};
 pub use error::EngineError;
 pub use memory::{MemoryPlan, peak_resident, resident};
-pub use observer::{ExpertOutputs, LogitChunk, Observer, Routing};
+pub use observer::{ExpertOutputs, HeadViews, LogitChunk, Observer, Routing};
 pub use pass::{PassOptions, PassProgress, PassReport, Scoring, predict, run_pass, run_variants};
 pub use variant::{Survivors, Variant};

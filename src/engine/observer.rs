@@ -1,6 +1,7 @@
 //! Observers: callers that look on while a pass runs. They see values, they cannot change them.
 
 use super::batch::Batch;
+use crate::family::AttentionSpec;
 
 /// What the router of one mixture block chose for the tokens of one micro-batch.
 pub struct Routing<'a> {
@@ -30,6 +31,19 @@ pub struct ExpertOutputs<'a> {
     pub batch: &'a Batch,
 }
 
+/// What the attention heads of one block did for the tokens of one micro-batch.
+pub struct HeadViews<'a> {
+    pub layer: usize,
+    pub spec: &'a AttentionSpec,
+    /// Queries `[rows, heads · head_dim]`, normed and turned by their positions.
+    pub q: &'a [f32],
+    /// Keys `[rows, kv_heads · head_dim]`, likewise.
+    pub k: &'a [f32],
+    /// What the heads hand to the output projection, `[rows, heads · head_dim]`.
+    pub mixed: &'a [f32],
+    pub batch: &'a Batch,
+}
+
 /// Hooks of a pass; each does nothing unless overridden. Calls come from the thread that runs the pass, in the order
 /// layer, micro-batch. Hooks of blocks see the model as it stands, never a [variant](super::Variant).
 pub trait Observer {
@@ -51,6 +65,14 @@ pub trait Observer {
 
     /// The hidden states `[rows, hidden]` of one micro-batch before a block.
     fn block_input(&mut self, _layer: usize, _batch: &Batch, _hidden: &[f32]) {}
+
+    /// True to be given [`Observer::heads`] of this block (it costs copies of three activations).
+    fn wants_heads(&self, _layer: usize) -> bool {
+        false
+    }
+
+    /// The attention heads of a block have run.
+    fn heads(&mut self, _heads: &HeadViews<'_>) {}
 
     /// True to be given [`Observer::logits`].
     fn wants_logits(&self) -> bool {
