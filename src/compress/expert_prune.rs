@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::{ByteProgress, CompressError, Importance, Metric, keep_top};
 use crate::family::{FfnSpec, MlpSpec, OpenModel, Part};
-use crate::model::{DeclaredTensor, SafetensorsWriter, TensorMeta, TensorSource, WrittenModel};
+use crate::model::{DeclaredTensor, SafetensorsWriter, SettlingModel, TensorMeta, TensorSource};
 
 /// What to prune.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,6 @@ pub struct PrunePlan {
 pub struct PruneReport {
     /// Bytes of tensor data.
     pub bytes_out: u64,
-    pub written: WrittenModel,
     pub kept_unchanged: usize,
     /// Tensors of kept experts, those that kept their number included.
     pub kept_renamed: usize,
@@ -134,14 +133,14 @@ pub fn plan_prune(model: &OpenModel, options: PruneOptions<'_>) -> Result<PruneP
 }
 
 /// Writes the pruned tensors to the directory `out` (which must exist), in shards of at most `max_shard_bytes`, in the
-/// source's order. `done` hears the bytes handed to the writer. The caller carries config and side files.
+/// source's order. The files can be read at once; they are durable and hashed when waited for. `done` hears the bytes handed to the writer. The caller carries config and side files.
 pub fn rewrite(
     model: &OpenModel,
     plan: &PrunePlan,
     out: &Path,
     max_shard_bytes: u64,
     done: ByteProgress<'_>,
-) -> Result<PruneReport, CompressError> {
+) -> Result<(PruneReport, SettlingModel), CompressError> {
     let source = &*model.tensors;
     let outgoing = plan.outgoing(source.metas())?;
     let mut writer =
@@ -159,14 +158,14 @@ pub fn rewrite(
         done(bytes_out);
     }
     let count = |wanted: fn(&TensorFate) -> bool| source.metas().iter().filter(|m| wanted(plan.fate(&m.name))).count();
-    Ok(PruneReport {
+    let report = PruneReport {
         bytes_out,
-        written: writer.finish()?,
         kept_unchanged: count(|fate| matches!(fate, TensorFate::Kept)),
         kept_renamed: count(|fate| matches!(fate, TensorFate::Renamed(_))),
         routers_sliced: count(|fate| matches!(fate, TensorFate::Sliced(_))),
         dropped: count(|fate| matches!(fate, TensorFate::Dropped)),
-    })
+    };
+    Ok((report, writer.publish()?))
 }
 
 fn sliced(source: &dyn TensorSource, meta: &TensorMeta, rows: &[usize]) -> Result<Vec<u8>, CompressError> {

@@ -1,7 +1,7 @@
-//! A file being written: under a temporary name until it is complete, hashed on the way.
+//! A file being written: under a temporary name until it is complete, hashed on the way or afterwards.
 //!
-//! Two threads of its own write and hash each piece at the same time, so that the caller only fills buffers (and may
-//! fill them in parallel). Nothing with the final name exists before [`CompleteFile::publish`].
+//! Threads of its own write (and hash) each piece, so that the caller only fills buffers (and may fill them in
+//! parallel). Nothing with the final name exists before [`CompleteFile::publish`] or [`OutputFile::settle`].
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -49,9 +49,15 @@ pub struct OutputFile {
 #[derive(Debug)]
 struct Pipes {
     to_writer: SyncSender<Piece>,
-    to_hasher: SyncSender<Piece>,
     writer: JoinHandle<std::io::Result<File>>,
-    hasher: JoinHandle<std::io::Result<Sha>>,
+    /// `None` when the file is hashed after it is written.
+    hasher: Option<Hasher>,
+}
+
+#[derive(Debug)]
+struct Hasher {
+    pieces: SyncSender<Piece>,
+    thread: JoinHandle<std::io::Result<Sha>>,
 }
 
 /// Removes the temporary file unless it was renamed.
@@ -67,8 +73,24 @@ impl Drop for TempPath {
 }
 
 impl OutputFile {
-    /// Starts `.<name>.tmp` beside `target` (mode 0644 less the umask). A left-over of an earlier attempt is replaced.
+    /// Starts `.<name>.tmp` beside `target` (mode 0644 less the umask), hashed on the way. A left-over of an earlier
+    /// attempt is replaced.
     pub fn create(target: &Path) -> Result<Self, ModelError> {
+        let mut output = OutputFile::create_unhashed(target)?;
+        let (pieces, hasher_in) = sync_channel(WAITING);
+        let spare = Arc::clone(&output.spare);
+        let thread = std::thread::Builder::new()
+            .name("model-hash".to_owned())
+            .spawn(move || hash_all(&hasher_in, &spare))
+            .map_err(ModelError::io("start a thread to hash", target))?;
+        if let Some(pipes) = &mut output.pipes {
+            pipes.hasher = Some(Hasher { pieces, thread });
+        }
+        Ok(output)
+    }
+
+    /// As [`OutputFile::create`], to be ended with [`OutputFile::settle`].
+    pub fn create_unhashed(target: &Path) -> Result<Self, ModelError> {
         let Some(name) = target.file_name() else {
             return Err(ModelError::misuse(target, "the target has no file name"));
         };
@@ -82,20 +104,15 @@ impl OutputFile {
             .map_err(ModelError::io("create", &temp))?;
         let spare: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
         let (to_writer, writer_in) = sync_channel(WAITING);
-        let (to_hasher, hasher_in) = sync_channel(WAITING);
-        let (back_w, back_h) = (Arc::clone(&spare), Arc::clone(&spare));
+        let back = Arc::clone(&spare);
         let writer = std::thread::Builder::new()
             .name("model-write".to_owned())
-            .spawn(move || write_all(file, &writer_in, &back_w))
+            .spawn(move || write_all(file, &writer_in, &back))
             .map_err(ModelError::io("start a thread to write", target))?;
-        let hasher = std::thread::Builder::new()
-            .name("model-hash".to_owned())
-            .spawn(move || hash_all(&hasher_in, &back_h))
-            .map_err(ModelError::io("start a thread to hash", target))?;
         Ok(OutputFile {
             target: target.to_owned(),
             temp: TempPath(Some(temp)),
-            pipes: Some(Pipes { to_writer, to_hasher, writer, hasher }),
+            pipes: Some(Pipes { to_writer, writer, hasher: None }),
             spare,
             size: 0,
         })
@@ -133,7 +150,8 @@ impl OutputFile {
 
     fn hand_over(&mut self, piece: Piece) -> Result<(), ModelError> {
         let Some(pipes) = &self.pipes else { return Err(ModelError::misuse(&self.target, "written after the end")) };
-        let gone = pipes.to_writer.send(piece.clone()).is_err() || pipes.to_hasher.send(piece).is_err();
+        let hashed = |piece| pipes.hasher.as_ref().is_none_or(|hasher| hasher.pieces.send(piece).is_ok());
+        let gone = pipes.to_writer.send(piece.clone()).is_err() || !hashed(piece);
         if gone { Err(self.join_failed()) } else { Ok(()) }
     }
 
@@ -147,27 +165,55 @@ impl OutputFile {
         Ok(())
     }
 
-    /// Everything is handed over: waits for both threads and makes the bytes durable. The name is still temporary.
+    /// Everything is handed over: waits for the threads and makes the bytes durable. The name is still temporary.
     pub fn complete(mut self) -> Result<CompleteFile, ModelError> {
-        let Some(pipes) = self.pipes.take() else {
+        let (file, hasher) = self.written()?;
+        file.sync_all().map_err(ModelError::io("sync", &self.target))?;
+        let Some(Hasher { pieces, thread }) = hasher else {
+            return Err(ModelError::misuse(&self.target, "started without a hash, to be settled"));
+        };
+        drop(pieces);
+        let sha256 = join(thread, &self.target)?.map_err(ModelError::io("hash what goes to", &self.target))?;
+        let hash = FileHash { filename: file_name(&self.target), sha256, size: self.size };
+        Ok(CompleteFile { target: self.target, temp: self.temp, hash })
+    }
+
+    /// Everything is handed over: waits until it is written and gives the file its final name. A thread then makes it
+    /// durable and hashes it as it lies on disk; the file can be read meanwhile, and must not change.
+    pub fn settle(mut self) -> Result<Settling, ModelError> {
+        let (file, _) = self.written()?;
+        let (target, size) = (self.target.clone(), self.size);
+        CompleteFile::rename(&mut self.temp, &target)?;
+        let thread = std::thread::Builder::new()
+            .name("model-settle".to_owned())
+            .spawn(move || {
+                file.sync_all().map_err(ModelError::io("sync", &target))?;
+                let (sha256, found) = super::hash_file(&target)?;
+                if found != size {
+                    return Err(ModelError::misuse(&target, format!("{found} bytes on disk, {size} were written")));
+                }
+                Ok(FileHash { filename: file_name(&target), sha256, size })
+            })
+            .map_err(ModelError::io("start a thread to settle", &self.target))?;
+        Ok(Settling { target: self.target, thread })
+    }
+
+    /// The file with everything in it.
+    fn written(&mut self) -> Result<(File, Option<Hasher>), ModelError> {
+        let Some(Pipes { to_writer, writer, hasher }) = self.pipes.take() else {
             return Err(ModelError::misuse(&self.target, "completed twice"));
         };
-        let Pipes { to_writer, to_hasher, writer, hasher } = pipes;
-        drop((to_writer, to_hasher));
+        drop(to_writer);
         let file = join(writer, &self.target)?.map_err(ModelError::io("write", &self.target))?;
-        file.sync_all().map_err(ModelError::io("sync", &self.target))?;
-        let sha256 = join(hasher, &self.target)?.map_err(ModelError::io("hash what goes to", &self.target))?;
-        let filename = self.target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let hash = FileHash { filename, sha256, size: self.size };
-        Ok(CompleteFile { target: self.target, temp: self.temp, hash })
+        Ok((file, hasher))
     }
 
     /// A thread ended early: its error is the reason.
     fn join_failed(&mut self) -> ModelError {
-        let Some(Pipes { to_writer, to_hasher, writer, .. }) = self.pipes.take() else {
+        let Some(Pipes { to_writer, writer, .. }) = self.pipes.take() else {
             return ModelError::misuse(&self.target, "written after the end");
         };
-        drop((to_writer, to_hasher));
+        drop(to_writer);
         match join(writer, &self.target) {
             Ok(Err(error)) => ModelError::io("write", &self.target)(error),
             Ok(Ok(_)) => ModelError::misuse(&self.target, "the hashing thread ended early"),
@@ -191,14 +237,37 @@ impl CompleteFile {
 
     /// Gives the file its final name. The directory is synced by the caller ([`sync_directory`]), once for all files.
     pub fn publish(mut self) -> Result<FileHash, ModelError> {
-        if let Some(temp) = self.temp.0.take()
-            && let Err(error) = fs::rename(&temp, &self.target)
-        {
-            self.temp.0 = Some(temp);
-            return Err(ModelError::io("rename to", &self.target)(error));
-        }
+        Self::rename(&mut self.temp, &self.target)?;
         Ok(self.hash)
     }
+
+    fn rename(temp: &mut TempPath, target: &Path) -> Result<(), ModelError> {
+        if let Some(path) = temp.0.take()
+            && let Err(error) = fs::rename(&path, target)
+        {
+            temp.0 = Some(path);
+            return Err(ModelError::io("rename to", target)(error));
+        }
+        Ok(())
+    }
+}
+
+/// A file that has its name and all its bytes, and is being made durable and hashed.
+#[derive(Debug)]
+pub struct Settling {
+    target: PathBuf,
+    thread: JoinHandle<Result<FileHash, ModelError>>,
+}
+
+impl Settling {
+    /// The file's hash, once it is durable.
+    pub fn wait(self) -> Result<FileHash, ModelError> {
+        join(self.thread, &self.target)?
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Makes the names in the directory of `file` durable.

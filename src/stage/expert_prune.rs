@@ -14,7 +14,7 @@ use crate::family::{FfnSpec, ModelSpec, OpenModel};
 use crate::fault::{Fault, Outcome};
 use crate::gate::{self, Lineage, ScoreLimit};
 use crate::line::stamp;
-use crate::model::{HfDir, TensorMeta};
+use crate::model::{HfDir, TensorMeta, WrittenModel};
 use crate::recipe::stages::{ExpertMetric, ExpertTensorLayout};
 use crate::recipe::{self, Finding, PlannedStage, StageSpec};
 
@@ -86,19 +86,22 @@ impl Stage for ExpertPrune {
         let out = cx.fresh_dir(out_name)?;
         let total = plan.bytes_out(model.tensors.metas());
         let write = span.part(0.0, 0.6);
-        let report = rewrite(&model, &plan, &out, MAX_SHARD_BYTES, &|done| write.of(done, total, "rewrite tensors"))?;
+        let progress = |done| write.of(done, total, "rewrite tensors");
+        let (report, settling) = rewrite(&model, &plan, &out, MAX_SHARD_BYTES, &progress)?;
         let mut files = carry(&model, &plan, &out)?;
+        let gate = Instant::now();
+        let (evidence, pruned) = inspect(cx, &model, &plan, out_name, span)?;
+        let written = settling.wait()?;
         let mut known_hashes = std::collections::HashMap::new();
-        for file in report.written.weights.iter().chain(&report.written.index) {
+        for file in written.weights.iter().chain(&written.index) {
             known_hashes.insert(Path::new(out_name).join(&file.filename), file.sha256);
             files.push(file.filename.clone().into());
         }
-        let gate = Instant::now();
-        let (evidence, pruned) = inspect(cx, &model, &plan, out_name, span)?;
         let gate_s = gate.elapsed().as_secs_f64();
         let about = About {
             plan: &plan,
             report: &report,
+            written: &written,
             table: table.as_deref(),
             importance: importance.as_ref(),
             pruned: &pruned,
@@ -106,7 +109,7 @@ impl Stage for ExpertPrune {
         write_metadata(cx, &about, &started, &out)?;
         files.push(METADATA_FILE.into());
         let spec = &pruned.spec;
-        let bytes: u64 = report.written.weights.iter().map(|file| file.size).sum();
+        let bytes: u64 = written.weights.iter().map(|file| file.size).sum();
         let artifact = Artifact {
             path: out_name.into(),
             format: "safetensors".into(),
@@ -281,6 +284,7 @@ fn inspect(
 struct About<'a> {
     plan: &'a PrunePlan,
     report: &'a PruneReport,
+    written: &'a WrittenModel,
     table: Option<&'a Path>,
     importance: Option<&'a Importance>,
     /// The result, re-opened.
@@ -288,9 +292,8 @@ struct About<'a> {
 }
 
 fn write_metadata(cx: &StageContext<'_>, about: &About<'_>, started: &str, out: &Path) -> Outcome<()> {
-    let About { plan, report, table, importance, pruned } = about;
-    let shards_out: Vec<Value> = report
-        .written
+    let About { plan, report, written, table, importance, pruned } = about;
+    let shards_out: Vec<Value> = written
         .weights
         .iter()
         .enumerate()

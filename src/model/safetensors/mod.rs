@@ -5,7 +5,7 @@ mod read;
 mod write;
 
 pub use read::SafetensorsModel;
-pub use write::{DEFAULT_SHARD_BYTES, SafetensorsWriter, WrittenModel};
+pub use write::{DEFAULT_SHARD_BYTES, SafetensorsWriter, SettlingModel, WrittenModel};
 
 /// The index file of a sharded model.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{INDEX_FILE, SINGLE_FILE};
 use crate::codec::Dtype;
 use crate::model::declared::Sequence;
-use crate::model::output::{self, CompleteFile, OutputFile};
+use crate::model::output::{self, OutputFile, Settling};
 use crate::model::{DeclaredTensor, FileHash, ModelError, TensorSource};
 use crate::recipe::json::{Node, Style, render};
 
@@ -24,7 +24,24 @@ pub struct WrittenModel {
     pub index: Option<FileHash>,
 }
 
-/// A streaming writer; nothing has its final name before [`SafetensorsWriter::finish`].
+/// Weight files that have their names and all their bytes, and are being made durable and hashed as they lie on disk.
+#[derive(Debug)]
+pub struct SettlingModel {
+    directory: PathBuf,
+    weights: Vec<Settling>,
+    index: Option<FileHash>,
+}
+
+impl SettlingModel {
+    /// Waits until every file is durable.
+    pub fn wait(self) -> Result<WrittenModel, ModelError> {
+        let weights = self.weights.into_iter().map(Settling::wait).collect::<Result<_, _>>()?;
+        output::sync_directory(&self.directory.join(INDEX_FILE))?;
+        Ok(WrittenModel { weights, index: self.index })
+    }
+}
+
+/// A streaming writer. A shard has its final name once its last byte is written.
 #[derive(Debug)]
 pub struct SafetensorsWriter {
     directory: PathBuf,
@@ -32,7 +49,7 @@ pub struct SafetensorsWriter {
     /// First tensor of each shard, and the end.
     bounds: Vec<usize>,
     current: Option<OutputFile>,
-    done: Vec<CompleteFile>,
+    done: Vec<Settling>,
 }
 
 impl SafetensorsWriter {
@@ -130,25 +147,23 @@ impl SafetensorsWriter {
         self.end()
     }
 
-    /// All tensors have come: makes every file durable, gives all of them their final names and writes the index.
-    pub fn finish(mut self) -> Result<WrittenModel, ModelError> {
+    /// All tensors have come: every file is written and readable under its final name, the index too. They become
+    /// durable, and their hashes known, with [`SettlingModel::wait`].
+    pub fn publish(mut self) -> Result<SettlingModel, ModelError> {
         self.sequence.check_done(&self.directory)?;
         while self.done.len() < self.shards() {
             self.next_shard()?;
             self.close_shard()?;
         }
-        let index = (self.shards() > 1).then(|| self.index());
-        let weights =
-            std::mem::take(&mut self.done).into_iter().map(CompleteFile::publish).collect::<Result<_, _>>()?;
         let path = self.directory.join(INDEX_FILE);
-        let index = match index {
-            Some(value) => {
-                Some(output::write_file(&path, (render(&Node::from_value(&value), Style::PYTHON) + "\n").as_bytes())?)
-            }
-            None => None,
-        };
-        output::sync_directory(&path)?;
-        Ok(WrittenModel { weights, index })
+        let text = |index| render(&Node::from_value(&index), Style::PYTHON) + "\n";
+        let index = (self.shards() > 1).then(|| output::write_file(&path, text(self.index()).as_bytes()));
+        Ok(SettlingModel { weights: self.done, index: index.transpose()?, directory: self.directory })
+    }
+
+    /// [`SafetensorsWriter::publish`] and [`SettlingModel::wait`].
+    pub fn finish(self) -> Result<WrittenModel, ModelError> {
+        self.publish()?.wait()
     }
 
     fn file(&mut self) -> Result<&mut OutputFile, ModelError> {
@@ -157,7 +172,7 @@ impl SafetensorsWriter {
 
     fn close_shard(&mut self) -> Result<(), ModelError> {
         if let Some(file) = self.current.take() {
-            self.done.push(file.complete()?);
+            self.done.push(file.settle()?);
         }
         Ok(())
     }
@@ -168,7 +183,7 @@ impl SafetensorsWriter {
         if shard >= self.shards() {
             return Ok(());
         }
-        let mut file = OutputFile::create(&self.directory.join(self.shard_name(shard)))?;
+        let mut file = OutputFile::create_unhashed(&self.directory.join(self.shard_name(shard)))?;
         file.write(&header(&self.sequence.tensors[self.bounds[shard]..self.bounds[shard + 1]]))?;
         self.current = Some(file);
         Ok(())
