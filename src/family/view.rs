@@ -1,33 +1,62 @@
-//! Tensors under other names: a source that presents slices of another source's tensors, rows reordered where needed.
+//! Tensors under other names: a source that presents parts of another source's tensors, rearranged where needed.
 //!
-//! Two kinds of file need it: GGUF (other names, experts stacked, q and k rows interleaved) and checkpoints that fuse
-//! all experts of a layer into one tensor.
+//! Two kinds of file need it: GGUF (other names, experts stacked, q and k rows interleaved) and checkpoints that stack
+//! all experts of a layer in one tensor, transposed or interleaved. Nothing is copied that lies in one piece.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use rayon::prelude::*;
 
 use super::FamilyError;
 use super::gguf_names::permuted_row;
 use crate::model::{ModelError, TensorMeta, TensorSource};
 
 /// One tensor to present.
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Entry {
     pub name: String,
     pub shape: Vec<usize>,
-    /// The tensor of the inner source it is cut from.
+    /// The tensor of the inner source it is taken from.
     pub source: String,
-    /// Elements of `source` before the first of this one.
-    pub first: usize,
-    /// The rows of this many heads lie interleaved in `source` and are put back into half-split order.
-    pub unpermute: Option<usize>,
+    pub take: Take,
+}
+
+/// Which elements of the inner tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Take {
+    /// Those from `first` on, as they lie.
+    Run { first: usize },
+    /// All, in rows that lie interleaved for this many heads and are put back into half-split order.
+    Unpermuted { heads: usize },
+    /// Row r, column c is element `first + r · row + c · col`.
+    Strided { first: usize, row: usize, col: usize },
 }
 
 impl Entry {
     /// A whole tensor under another (or the same) name.
     pub fn whole(name: String, meta: &TensorMeta) -> Self {
-        Entry { name, shape: meta.shape.clone(), source: meta.name.clone(), first: 0, unpermute: None }
+        Entry { name, shape: meta.shape.clone(), source: meta.name.clone(), take: Take::Run { first: 0 } }
+    }
+
+    /// Rows and elements per row.
+    fn matrix(&self) -> (usize, usize) {
+        (self.shape.first().copied().unwrap_or(1), self.shape.iter().skip(1).product())
+    }
+
+    /// The elements of the source between the first and the last that are taken.
+    fn extent(&self) -> Range<usize> {
+        let (rows, columns) = self.matrix();
+        match self.take {
+            Take::Run { first } => first..first + rows * columns,
+            Take::Unpermuted { .. } => 0..rows * columns,
+            Take::Strided { first, .. } if rows * columns == 0 => first..first,
+            Take::Strided { first, row, col } => first..first + (rows - 1) * row + (columns - 1) * col + 1,
+        }
     }
 }
 
@@ -46,13 +75,15 @@ impl View {
         let mut metas = Vec::with_capacity(entries.len());
         for entry in &entries {
             let source = inner.require(&entry.source)?;
-            let elements: usize = entry.shape.iter().product();
-            let row = entry.shape.iter().skip(1).product::<usize>();
-            let block = source.dtype.block_elems();
-            let fits = entry.first + elements <= source.elems()
-                && entry.first.is_multiple_of(block)
-                && (row.is_multiple_of(block) || entry.shape.len() < 2);
-            if !fits {
+            let (rows, columns) = entry.matrix();
+            let (extent, block) = (entry.extent(), source.dtype.block_elems());
+            let whole_blocks = match entry.take {
+                Take::Strided { .. } => block == 1,
+                Take::Run { .. } | Take::Unpermuted { .. } => {
+                    extent.start.is_multiple_of(block) && (columns.is_multiple_of(block) || entry.shape.len() < 2)
+                }
+            };
+            if extent.end > source.elems() || !whole_blocks {
                 return Err(FamilyError::WrongShape {
                     name: entry.source.clone(),
                     found: source.shape.clone(),
@@ -60,15 +91,16 @@ impl View {
                     more: 0,
                 });
             }
-            let rows = entry.shape.first().copied().unwrap_or(1);
-            if let Some(heads) = entry.unpermute.filter(|&heads| heads == 0 || !rows.is_multiple_of(2 * heads)) {
+            if let Take::Unpermuted { heads } = entry.take
+                && (heads == 0 || !rows.is_multiple_of(2 * heads))
+            {
                 return Err(FamilyError::UnevenHeads { name: entry.source.clone(), rows, heads });
             }
             metas.push(TensorMeta {
                 name: entry.name.clone(),
                 dtype: source.dtype,
                 shape: entry.shape.clone(),
-                bytes: source.dtype.bytes_for(elements) as u64,
+                bytes: source.dtype.bytes_for(rows * columns) as u64,
                 file: source.file,
             });
         }
@@ -78,6 +110,13 @@ impl View {
 
     fn entry(&self, name: &str) -> Option<(&Entry, &TensorMeta)> {
         self.by_name.get(name).map(|&i| (&self.entries[i], &self.metas[i]))
+    }
+
+    /// The bytes of the source an entry spans; types of more than one element per block are taken in whole blocks.
+    fn span(entry: &Entry, meta: &TensorMeta) -> Range<usize> {
+        let extent = entry.extent();
+        let start = meta.dtype.bytes_for(extent.start);
+        start..start + meta.dtype.bytes_for(extent.len())
     }
 }
 
@@ -99,27 +138,34 @@ impl TensorSource for View {
             self.require(name)?;
             return Ok(Cow::Borrowed(&[]));
         };
-        let start = meta.dtype.bytes_for(entry.first);
-        let range = start..start + meta.bytes as usize;
+        let span = Self::span(entry, meta);
         let part = match self.inner.bytes(&entry.source)? {
-            Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[range]),
-            Cow::Owned(bytes) => Cow::Owned(bytes[range].to_vec()),
+            Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[span]),
+            Cow::Owned(bytes) => Cow::Owned(bytes[span].to_vec()),
         };
-        Ok(match entry.unpermute {
-            None => part,
-            Some(heads) => Cow::Owned(unpermute(&part, meta.rows(), heads)),
+        Ok(match entry.take {
+            Take::Run { .. } => part,
+            Take::Unpermuted { heads } => Cow::Owned(unpermute(&part, meta.rows(), heads)),
+            Take::Strided { row, col, .. } => Cow::Owned(gather(&part, entry.matrix(), (row, col), meta)),
         })
     }
 
+    fn file_range(&self, name: &str) -> Option<(File, u64)> {
+        let (entry, meta) = self.entry(name)?;
+        let Take::Run { .. } = entry.take else { return None };
+        let (file, start) = self.inner.file_range(&entry.source)?;
+        Some((file, start + Self::span(entry, meta).start as u64))
+    }
+
     fn prefetch(&self, name: &str) {
-        if let Some((entry, _)) = self.entry(name) {
-            self.inner.prefetch(&entry.source);
+        if let Some((entry, meta)) = self.entry(name) {
+            self.inner.prefetch_part(&entry.source, Self::span(entry, meta));
         }
     }
 
     fn release(&self, name: &str) {
-        if let Some((entry, _)) = self.entry(name) {
-            self.inner.release(&entry.source);
+        if let Some((entry, meta)) = self.entry(name) {
+            self.inner.release_part(&entry.source, Self::span(entry, meta));
         }
     }
 }
@@ -135,6 +181,42 @@ fn unpermute(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
     out
 }
 
+/// A matrix whose element (r, c) is element r · row + c · col of the source.
+fn gather(bytes: &[u8], shape: (usize, usize), strides: (usize, usize), meta: &TensorMeta) -> Vec<u8> {
+    match meta.dtype.bytes_for(1) {
+        2 => gather_elements::<2>(bytes, shape, strides),
+        4 => gather_elements::<4>(bytes, shape, strides),
+        8 => gather_elements::<8>(bytes, shape, strides),
+        _ => gather_elements::<1>(bytes, shape, strides),
+    }
+}
+
+/// Square tiles keep both sides of a transposition in the cache.
+fn gather_elements<const N: usize>(
+    bytes: &[u8],
+    (rows, columns): (usize, usize),
+    (row, col): (usize, usize),
+) -> Vec<u8> {
+    const TILE: usize = 64;
+    let source = bytes.as_chunks::<N>().0;
+    let mut out = vec![0u8; rows * columns * N];
+    if out.is_empty() {
+        return out;
+    }
+    let (cells, _) = out.as_chunks_mut::<N>();
+    cells.par_chunks_mut(TILE * columns).enumerate().for_each(|(tile, cells)| {
+        for left in (0..columns).step_by(TILE) {
+            for (r, cells) in cells.chunks_exact_mut(columns).enumerate() {
+                let start = (tile * TILE + r) * row;
+                for (c, cell) in cells.iter_mut().enumerate().take((left + TILE).min(columns)).skip(left) {
+                    *cell = source[start + c * col];
+                }
+            }
+        }
+    });
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,5 +226,20 @@ mod tests {
         // Two heads of four rows; half-split order within a head is pairs (0, 2), (1, 3).
         let interleaved = [0u8, 2, 1, 3, 10, 12, 11, 13];
         assert_eq!(unpermute(&interleaved, 8, 2), [0, 1, 2, 3, 10, 11, 12, 13]);
+    }
+
+    #[test]
+    fn strided_elements_are_gathered_over_tile_borders() {
+        // A [90, 70] matrix of two-byte numbers, transposed; then every second row of a [140, 3] one.
+        let bytes: Vec<u8> = (0..90 * 70u16).flat_map(u16::to_le_bytes).collect();
+        let at = |bytes: &[u8], i: usize| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]) as usize;
+        let turned = gather_elements::<2>(&bytes, (70, 90), (1, 70));
+        for (r, c) in [(0, 0), (69, 89), (1, 64), (64, 1), (63, 65), (69, 0)] {
+            assert_eq!(at(&turned, r * 90 + c), c * 70 + r);
+        }
+        let second = gather_elements::<2>(&bytes[2 * 3..140 * 3 * 2], (70, 3), (6, 1));
+        for (r, c) in [(0, 0), (69, 2), (64, 1)] {
+            assert_eq!(at(&second, r * 3 + c), (2 * r + 1) * 3 + c);
+        }
     }
 }

@@ -66,6 +66,16 @@ pub trait TensorSource: Send + Sync {
     /// Takes the tensor's pages out of the resident set.
     fn release(&self, name: &str);
 
+    /// [`TensorSource::prefetch`] for these bytes of the tensor only.
+    fn prefetch_part(&self, name: &str, _bytes: Range<usize>) {
+        self.prefetch(name);
+    }
+
+    /// [`TensorSource::release`] for these bytes of the tensor only.
+    fn release_part(&self, name: &str, _bytes: Range<usize>) {
+        self.release(name);
+    }
+
     /// Reads the raw bytes into a buffer without touching the memory map where that is possible.
     fn read_bytes(&self, name: &str, out: &mut Vec<u8>) -> Result<(), ModelError> {
         let bytes = self.bytes(name)?;

@@ -256,6 +256,16 @@ impl TensorSource for GgufFile {
             self.map.release(range);
         }
     }
+    fn prefetch_part(&self, name: &str, bytes: Range<usize>) {
+        if let Ok(range) = self.place(name) {
+            self.map.prefetch(range.start + bytes.start..(range.start + bytes.end).min(range.end));
+        }
+    }
+    fn release_part(&self, name: &str, bytes: Range<usize>) {
+        if let Ok(range) = self.place(name) {
+            self.map.release(range.start + bytes.start..(range.start + bytes.end).min(range.end));
+        }
+    }
     fn read_bytes(&self, name: &str, out: &mut Vec<u8>) -> Result<(), ModelError> {
         self.map.read_range(self.place(name)?, out)
     }

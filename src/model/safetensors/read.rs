@@ -105,6 +105,16 @@ impl TensorSource for SafetensorsModel {
             map.release(range);
         }
     }
+    fn prefetch_part(&self, name: &str, bytes: Range<usize>) {
+        if let Ok((map, range)) = self.place(name) {
+            map.prefetch(range.start + bytes.start..(range.start + bytes.end).min(range.end));
+        }
+    }
+    fn release_part(&self, name: &str, bytes: Range<usize>) {
+        if let Ok((map, range)) = self.place(name) {
+            map.release(range.start + bytes.start..(range.start + bytes.end).min(range.end));
+        }
+    }
     fn read_bytes(&self, name: &str, out: &mut Vec<u8>) -> Result<(), ModelError> {
         let (map, range) = self.place(name)?;
         map.read_range(range, out)
