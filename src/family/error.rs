@@ -23,6 +23,14 @@ pub enum FamilyError {
     MissingTensor { name: String, wanted: Vec<usize>, more: usize },
     #[error("tensor {name} has shape {found:?}, its config asks for {wanted:?}{}", others(*more, "also wrong"))]
     WrongShape { name: String, found: Vec<usize>, wanted: Vec<usize>, more: usize },
+    #[error("config key {key} says {wanted} experts, tensor {tensor} is for {found}")]
+    ExpertCount { key: String, wanted: usize, tensor: String, found: usize },
+    #[error("stacks of experts {} {:?} and {} {:?} lie in no layout this build knows for the family", names[0], found[0], names[1], found[1])]
+    Stacks { names: [String; 2], found: [Vec<usize>; 2], wanted: String },
+    #[error("tensors {} and {} both mean {meaning}", both[0], both[1])]
+    Twice { both: [String; 2], meaning: String },
+    #[error("the config declares a {name}, but no tensor of the files belongs to it")]
+    MissingPart { name: &'static str, prefixes: String },
     #[error("tensor {name} has {rows} rows, which {heads} heads cannot share")]
     UnevenHeads { name: String, rows: usize, heads: usize },
     #[error("{path} is neither a model directory with config.json nor a .gguf file", path = path.display())]
@@ -51,6 +59,14 @@ impl FamilyError {
             FamilyError::Unsupported { supported, .. } => Some(format!("supported: {supported}")),
             FamilyError::MissingKey { .. } | FamilyError::BadKey { .. } => {
                 Some("compare config.json with the one published for this model".to_owned())
+            }
+            FamilyError::ExpertCount { .. } => {
+                Some("correct config.json, or take it from where the weights came from".to_owned())
+            }
+            FamilyError::Stacks { wanted, .. } => Some(format!("its config asks for {wanted}")),
+            FamilyError::Twice { .. } => Some("two copies of a model share the files: remove one".to_owned()),
+            FamilyError::MissingPart { prefixes, .. } => {
+                Some(format!("its tensors begin with {prefixes}: a shard is missing, or the config is another model's"))
             }
             FamilyError::MissingTensor { .. } | FamilyError::WrongShape { .. } | FamilyError::UnevenHeads { .. } => {
                 Some("the weights and the config do not belong together, or a shard is missing".to_owned())

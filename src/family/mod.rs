@@ -6,15 +6,16 @@
 
 mod decoder;
 mod error;
-mod fused;
-
 mod gguf_config;
 mod gguf_names;
 mod keys;
+mod locate;
 mod open;
 mod role;
 mod rope;
 mod spec;
+mod stacks;
+mod storage;
 mod tensors;
 mod view;
 
@@ -31,6 +32,8 @@ pub use spec::{
     Activation, AttentionSpec, BlockSpec, Carried, DeltaNetSpec, ExpertSpec, Factors, FfnSpec, LatentAttentionSpec,
     LatentQuery, LinearSpec, MixerSpec, MlpSpec, ModelSpec, MoeSpec, NormKind, NormSpec, RoutingRule, SharedExpertSpec,
 };
+pub use stacks::StackLayout;
+pub use storage::{ExpertAxis, Holding, MixtureId, Storage, StoredTensor};
 
 use crate::model::Config;
 
@@ -47,6 +50,23 @@ pub trait Family: Sync {
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError>;
     /// How the family is written to GGUF.
     fn gguf(&self) -> GgufRules;
+    /// Other names its tensors go by: applied to every stored name, in this order, each at most once.
+    fn aliases(&self) -> &'static [Alias] {
+        &[]
+    }
+    /// The ways its stacks of experts may lie.
+    fn layouts(&self) -> &'static [StackLayout] {
+        &[StackLayout::OutIn, StackLayout::InOut]
+    }
+}
+
+/// Another name for tensors: (as stored, as the specification has it).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alias {
+    /// What a name begins with.
+    Prefix(&'static str, &'static str),
+    /// The first place in a name.
+    Part(&'static str, &'static str),
 }
 
 /// What GGUF readers expect of a family.

@@ -1,13 +1,15 @@
 //! Opening a model: find its family, check that every tensor is there in the right shape, present them under one set
 //! of names.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::gguf_names::{ROPE_FREQS, attention_heads, gguf_name};
-use super::view::{Entry, View};
-use super::{Family, FamilyError, ModelSpec, Role, fused, gguf_config, of_config};
+use super::locate::{self, Conventions, Located};
+use super::storage::{Holding, Storage};
+use super::view::{Entry, Take, View};
+use super::{Family, FamilyError, ModelSpec, Role, gguf_config, of_config};
 use crate::model::{Config, GgufFile, HfDir, ModelError, TensorSource, Tokenizer};
 
 /// What lies on disk.
@@ -26,10 +28,14 @@ pub struct OpenModel {
     pub family: &'static dyn Family,
     pub spec: ModelSpec,
     pub config: Config,
-    /// Tensors under the names of `spec`, whatever the files call them.
+    /// Tensors under the names of `spec`, whatever the files call them, experts one by one; what the specification
+    /// does not name follows under its stored name (a family's other names undone).
     pub tensors: Arc<dyn TensorSource>,
+    /// Every tensor of the files as it lies there, under its own name; [`OpenModel::storage`] says what each is.
+    pub stored: Arc<dyn TensorSource>,
     /// What is odd but harmless, one line each.
     pub warnings: Vec<String>,
+    storage: Storage,
     gguf: Option<Arc<GgufFile>>,
     tokenizer: OnceLock<Option<Tokenizer>>,
 }
@@ -62,6 +68,11 @@ impl OpenModel {
         }
     }
 
+    /// What each tensor of [`OpenModel::stored`] holds.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
     /// The GGUF file itself, when the model is one.
     pub fn gguf(&self) -> Option<&GgufFile> {
         self.gguf.as_deref()
@@ -88,8 +99,11 @@ fn open_directory(path: &Path) -> Result<OpenModel, FamilyError> {
     let HfDir { config, tensors, .. } = HfDir::open(path)?;
     let family = of_config(&config)?;
     let spec = family.spec(&config)?;
-    let tensors = fused::split(Arc::new(tensors), &spec)?;
-    let strange = check_tensors(&spec, tensors.as_ref())?;
+    let stored: Arc<dyn TensorSource> = Arc::new(tensors);
+    let expert_key = config.expert_key();
+    let conventions = Conventions { aliases: family.aliases(), layouts: family.layouts(), expert_key };
+    let Located { tensors, storage } = locate::locate(&stored, &spec, &conventions)?;
+    check_tensors(&spec, tensors.as_ref())?;
     Ok(OpenModel {
         path: path.to_owned(),
         format: Format::HfDir,
@@ -97,7 +111,9 @@ fn open_directory(path: &Path) -> Result<OpenModel, FamilyError> {
         spec,
         config,
         tensors,
-        warnings: ignored(&strange),
+        stored,
+        warnings: ignored(&storage),
+        storage,
         gguf: None,
         tokenizer: OnceLock::new(),
     })
@@ -109,15 +125,17 @@ fn open_gguf(path: &Path) -> Result<OpenModel, FamilyError> {
     let spec = family.spec(&config)?;
     let tensors = gguf_view(&file, &spec, family.gguf().permutes_qk)?;
     check_tensors(&spec, tensors.as_ref())?;
-    let known: HashSet<String> = spec.tensors().iter().map(|t| gguf_name(t.role)).collect();
-    let strange = file.metas().iter().map(|m| m.name.clone()).filter(|n| !known.contains(n) && n != ROPE_FREQS);
+    let roles: HashMap<String, Role> = spec.tensors().iter().map(|t| (gguf_name(t.role), t.role)).collect();
+    let storage = locate::by_roles(file.metas(), &roles);
     Ok(OpenModel {
         path: path.to_owned(),
         format: Format::Gguf,
         family,
         config,
         tensors,
-        warnings: ignored(&strange.collect::<Vec<_>>()),
+        stored: file.clone(),
+        warnings: ignored(&storage),
+        storage,
         gguf: Some(file),
         tokenizer: OnceLock::new(),
         spec,
@@ -131,26 +149,30 @@ fn gguf_view(file: &Arc<GgufFile>, spec: &ModelSpec, permutes_qk: bool) -> Resul
         let source = gguf_name(tensor.role);
         let Some(meta) = file.meta(&source) else { continue };
         let mut whole = tensor.shape.clone();
-        let (mut first, mut unpermute) = (0, None);
+        let mut take = Take::Run { first: 0 };
         match tensor.role {
-            Role::Expert { layer, expert, .. } => {
+            Role::Expert { layer, expert, .. } | Role::ExpertBias { layer, expert, .. } => {
                 whole.insert(0, spec.blocks[layer].moe().map_or(0, |moe| moe.experts.len()));
-                first = expert * tensor.elements() as usize;
+                take = Take::Run { first: expert * tensor.elements() as usize };
             }
-            Role::Q(l) | Role::QBias(l) if permutes_qk => unpermute = Some(attention_heads(spec, l).0),
-            Role::K(l) | Role::KBias(l) if permutes_qk => unpermute = Some(attention_heads(spec, l).1),
+            Role::Q(l) | Role::QBias(l) if permutes_qk => {
+                take = Take::Unpermuted { heads: attention_heads(spec, l).0 };
+            }
+            Role::K(l) | Role::KBias(l) if permutes_qk => {
+                take = Take::Unpermuted { heads: attention_heads(spec, l).1 };
+            }
             _ => {}
         }
         if meta.shape != whole {
             return Err(FamilyError::WrongShape { name: source, found: meta.shape.clone(), wanted: whole, more: 0 });
         }
-        entries.push(Entry { name: tensor.name, shape: tensor.shape, source, first, unpermute });
+        entries.push(Entry { name: tensor.name, shape: tensor.shape, source, take });
     }
     Ok(Arc::new(View::new(file.clone(), entries)?))
 }
 
-/// Compares what the specification asks for with what is there; returns the names of tensors nobody asked for.
-fn check_tensors(spec: &ModelSpec, tensors: &dyn TensorSource) -> Result<Vec<String>, FamilyError> {
+/// Compares what the specification asks for with what is there.
+fn check_tensors(spec: &ModelSpec, tensors: &dyn TensorSource) -> Result<(), FamilyError> {
     let expected = spec.tensors();
     let missing: Vec<_> = expected.iter().filter(|t| tensors.meta(&t.name).is_none()).collect();
     if let Some(first) = missing.first() {
@@ -170,13 +192,15 @@ fn check_tensors(spec: &ModelSpec, tensors: &dyn TensorSource) -> Result<Vec<Str
             more: wrong.len() - 1,
         });
     }
-    let known: HashSet<&str> = expected.iter().map(|t| t.name.as_str()).collect();
-    let strange = tensors.metas().iter().map(|m| m.name.as_str()).filter(|n| !known.contains(n) && !is_derived(n));
-    Ok(strange.map(str::to_owned).collect())
+    Ok(())
 }
 
-fn ignored(strange: &[String]) -> Vec<String> {
-    match strange {
+/// Warns of tensors that this build does not know.
+fn ignored(storage: &Storage) -> Vec<String> {
+    let strange = |name: &str| !is_derived(name) && name != ROPE_FREQS;
+    let unknown = storage.tensors().iter().filter(|tensor| tensor.holding == Holding::Unknown);
+    let strange: Vec<&str> = unknown.map(|tensor| tensor.name.as_str()).filter(|name| strange(name)).collect();
+    match strange[..] {
         [] => Vec::new(),
         [one] => vec![format!("tensor {one} is not part of the model and is ignored")],
         [first, ..] => {

@@ -254,6 +254,18 @@ pub struct Factors {
     pub logits: f64,
 }
 
+impl Carried {
+    /// True for a tensor of this part.
+    pub fn holds(&self, name: &str) -> bool {
+        self.prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()))
+    }
+
+    /// True when any of the names is of this part.
+    pub fn present(&self, names: &[String]) -> bool {
+        names.iter().any(|name| self.holds(name))
+    }
+}
+
 impl Default for Factors {
     fn default() -> Self {
         Factors { embedding: 1.0, residual: 1.0, logits: 1.0 }

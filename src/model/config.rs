@@ -163,6 +163,11 @@ impl Config {
         Ok(found.map(|(_, n)| n))
     }
 
+    /// The key that counts the routed experts.
+    pub fn expert_key(&self) -> &'static str {
+        EXPERT_COUNT_KEYS.into_iter().find(|key| self.get(key).is_some()).unwrap_or(EXPERT_COUNT_KEYS[0])
+    }
+
     /// Sets every expert count that is present, at the top level and in `text_config`. Returns how many were set.
     pub fn set_experts(&mut self, count: usize) -> usize {
         let mut set = 0;

@@ -5,6 +5,7 @@ mod demo_model;
 mod factory;
 mod foreman;
 mod house_rules;
+mod layouts;
 mod line;
 mod model_files;
 mod node;

@@ -50,7 +50,7 @@ impl Observer for Collect {
 }
 
 /// Logits of every position: a token is appended to each sequence so that its last one is scored too.
-fn logits(path: &Path, ids: &[Vec<u32>], options: &PassOptions) -> Vec<f32> {
+pub fn logits(path: &Path, ids: &[Vec<u32>], options: &PassOptions) -> Vec<f32> {
     let model = family::open(path).unwrap();
     let sequences: Vec<Vec<u32>> = ids.iter().map(|row| row.iter().copied().chain([0]).collect()).collect();
     let mut collect = Collect { vocab: model.spec.vocab, rows: Vec::new() };
@@ -58,7 +58,7 @@ fn logits(path: &Path, ids: &[Vec<u32>], options: &PassOptions) -> Vec<f32> {
     collect.rows
 }
 
-fn reference(path: &Path) -> (Vec<Vec<u32>>, Vec<f32>) {
+pub fn reference(path: &Path) -> (Vec<Vec<u32>>, Vec<f32>) {
     let tensors: HashMap<String, Tensor> =
         candle_core::safetensors::load(path.join("reference.safetensors"), &Device::Cpu).unwrap();
     let ids = tensors["input_ids"].to_dtype(DType::U32).unwrap().to_vec2().unwrap();
@@ -66,7 +66,7 @@ fn reference(path: &Path) -> (Vec<Vec<u32>>, Vec<f32>) {
     (ids, logits)
 }
 
-fn worst(ours: &[f32], theirs: &[f32]) -> f32 {
+pub fn worst(ours: &[f32], theirs: &[f32]) -> f32 {
     assert_eq!(ours.len(), theirs.len());
     ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d.is_nan() { d } else { m.max(d) })
 }
@@ -210,7 +210,7 @@ fn on_the_gpu_logits_are_near_those_of_transformers() {
 }
 
 /// The fixture's tensors, edited, beside its config in a directory of their own.
-fn rewritten(path: &Path, edit: impl FnOnce(&mut HashMap<String, Tensor>)) -> tempfile::TempDir {
+pub fn rewritten(path: &Path, edit: impl FnOnce(&mut HashMap<String, Tensor>)) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mut tensors = HashMap::new();
     for entry in std::fs::read_dir(path).unwrap() {
@@ -227,32 +227,9 @@ fn rewritten(path: &Path, edit: impl FnOnce(&mut HashMap<String, Tensor>)) -> te
 }
 
 /// A fixture with experts in every block.
-fn mixture() -> PathBuf {
+pub fn mixture() -> PathBuf {
     let is_mixture = |path: &PathBuf| family::open(path).unwrap().spec.blocks.iter().all(|b| b.moe().is_some());
     fixtures().into_iter().find(is_mixture).expect("a fixture that is a mixture of experts")
-}
-
-#[test]
-fn experts_fused_into_one_tensor_are_read_as_if_they_were_not() {
-    let path = mixture();
-    let spec = family::open(&path).unwrap().spec;
-    let fused = rewritten(&path, |tensors| {
-        for moe in spec.blocks.iter().filter_map(|b| b.moe()) {
-            let prefix = moe.experts[0].gate.weight.strip_suffix(".0.gate_proj.weight").unwrap().to_owned();
-            let mut take = |name: &str| tensors.remove(name).unwrap();
-            let (mut gate_up, mut down) = (Vec::new(), Vec::new());
-            for expert in &moe.experts {
-                let halves = [take(&expert.gate.weight), take(&expert.up.weight)];
-                gate_up.push(Tensor::cat(&halves, 0).unwrap());
-                down.push(take(&expert.down.weight));
-            }
-            tensors.insert(format!("{prefix}.gate_up_proj"), Tensor::stack(&gate_up, 0).unwrap());
-            tensors.insert(format!("{prefix}.down_proj"), Tensor::stack(&down, 0).unwrap());
-        }
-    });
-    let (ids, _) = reference(&path);
-    let options = PassOptions::default();
-    assert_eq!(worst(&logits(fused.path(), &ids, &options), &logits(&path, &ids, &options)), 0.0);
 }
 
 #[test]
