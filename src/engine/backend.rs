@@ -6,22 +6,63 @@
 
 use super::EngineError;
 use super::batch::Batch;
-use crate::family::LinearSpec;
+use crate::family::{Activation, LinearSpec, Pairing};
 use crate::model::TensorSource;
 
-/// Shape of an attention: `heads` query heads over `kv_heads` key/value heads of `head_dim` elements.
+/// Shape of a causal attention: `heads` query heads over `kv_heads` key/value heads.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct HeadShape {
+pub struct AttentionShape {
     pub heads: usize,
     pub kv_heads: usize,
-    pub head_dim: usize,
+    /// Width of a query head and of a key head.
+    pub key_dim: usize,
+    /// Width of a value head and of a head of the output.
+    pub value_dim: usize,
+    /// Factor on every score.
+    pub scale: f32,
+    /// A query sees this many keys, its own the last of them; `None`: all up to its own.
+    pub window: Option<usize>,
 }
 
-/// Cosines and sines `[positions, head_dim / 2]` of the rotary embedding, attention factor included.
+impl AttentionShape {
+    /// The first key the query at `position` of its sequence sees; the last is its own.
+    pub fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// Query heads that share a key/value head.
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+}
+
+/// Shape of a gated delta rule: `value_heads` states `[key_dim, value_dim]`, whose keys and queries are shared by
+/// `value_heads / key_heads` consecutive ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DeltaShape {
+    pub key_heads: usize,
+    pub value_heads: usize,
+    pub key_dim: usize,
+    pub value_dim: usize,
+}
+
+/// Cosines and sines `[positions, half]` of the rotary embedding, attention factor included: `half` pairs are turned.
 pub struct RopeTable {
     pub half: usize,
+    pub pairing: Pairing,
     pub cos: Vec<f32>,
     pub sin: Vec<f32>,
+}
+
+/// The rotation of some heads, side by side in each row.
+pub struct Rotation<'a, B: Backend + ?Sized> {
+    pub heads: usize,
+    /// Elements of a head before those that turn; those after stay as well.
+    pub first: usize,
+    /// Gain and epsilon of a norm over each head before it turns.
+    pub head_norm: Option<(&'a B::Vector, f64)>,
+    pub rope: &'a B::Rope,
+    pub batch: &'a Batch,
 }
 
 /// How probable the target was within one vocabulary chunk: enough to join chunks into a log-likelihood.
@@ -44,6 +85,16 @@ pub struct RowSizes {
 }
 
 type Result<T> = std::result::Result<T, EngineError>;
+
+/// What makes the decay of a delta rule: exp(-exp(a_log) · softplus(a + dt_bias)).
+pub struct DecayInput<'a, B: Backend + ?Sized> {
+    /// `[rows, value_heads]`
+    pub a: &'a B::Rows,
+    /// `[value_heads]`
+    pub a_log: &'a B::Vector,
+    /// `[value_heads]`
+    pub dt_bias: &'a B::Vector,
+}
 
 /// A place to compute.
 pub trait Backend: Sync {
@@ -83,28 +134,45 @@ pub trait Backend: Sync {
         rows: Option<&[u32]>,
         layers: [(&Self::Weight, Option<&Self::Vector>); N],
     ) -> Result<[Self::Rows; N]>;
+    /// Normalises each run of as many columns as the gain has: a row, or each head of a row.
     fn norm(&self, x: &Self::Rows, gain: &Self::Vector, eps: f64) -> Result<Self::Rows>;
-    /// Normalises each head if there is a gain, then turns it by its token's position.
-    fn rotate(
-        &self,
-        x: Self::Rows,
-        heads: usize,
-        gain: Option<&Self::Vector>,
-        eps: f64,
-        rope: &Self::Rope,
-        batch: &Batch,
-    ) -> Result<Self::Rows>;
-    /// Causal attention within each sequence; returns `[rows, heads · head_dim]`.
+    /// Turns each head by its token's position.
+    fn rotate(&self, x: Self::Rows, rotation: &Rotation<'_, Self>) -> Result<Self::Rows>;
+    /// Causal attention within each sequence, `q`, `k`, `v` each with its heads side by side; returns
+    /// `[rows, heads · value_dim]`. With `sinks`, one per query head, each softmax has that score in its sum beside the
+    /// keys' own.
     fn attention(
         &self,
-        q: &Self::Rows,
-        k: &Self::Rows,
-        v: &Self::Rows,
-        shape: HeadShape,
+        qkv: [&Self::Rows; 3],
+        sinks: Option<&Self::Vector>,
+        shape: &AttentionShape,
         batch: &Batch,
     ) -> Result<Self::Rows>;
-    /// silu(gate) · up.
-    fn silu_mul(&self, gate: Self::Rows, up: Self::Rows) -> Result<Self::Rows>;
+    /// A causal convolution of each column along each sequence, then silu. `weight` is `[columns, kernel]`, its last
+    /// element meets the token itself; before a sequence there are zeros.
+    fn causal_conv(&self, x: Self::Rows, weight: &Self::Vector, batch: &Batch) -> Result<Self::Rows>;
+    /// The gated delta rule over each sequence: see [`super::delta_rule`]. `qkv` is `[rows, 2 · key_heads · key_dim +
+    /// value_heads · value_dim]` (queries, keys, values), decay and strength `[rows, value_heads]` before their
+    /// functions; returns `[rows, value_heads · value_dim]`.
+    fn delta_rule(
+        &self,
+        qkv: &Self::Rows,
+        decay: DecayInput<'_, Self>,
+        strength: &Self::Rows,
+        shape: &DeltaShape,
+        batch: &Batch,
+    ) -> Result<Self::Rows>;
+    /// The inner values of a gated MLP.
+    fn activate(&self, gate: Self::Rows, up: Self::Rows, activation: Activation) -> Result<Self::Rows>;
+    /// x · sigmoid(gate); the gate has as many columns as x, or one.
+    fn gate(&self, x: Self::Rows, gate: &Self::Rows) -> Result<Self::Rows>;
+    /// x within ± limit.
+    fn clamp(&self, x: Self::Rows, limit: f64) -> Result<Self::Rows>;
+    /// Takes each of the `heads` equal parts of a row apart into pieces of the given widths: N arrays with their pieces
+    /// side by side.
+    fn split<const N: usize>(&self, x: &Self::Rows, heads: usize, widths: [usize; N]) -> Result<[Self::Rows; N]>;
+    /// Each of the `heads` equal parts of a row of x, followed by the row of `shared`.
+    fn join(&self, x: &Self::Rows, shared: &Self::Rows, heads: usize) -> Result<Self::Rows>;
     fn add(&self, x: Self::Rows, y: Self::Rows) -> Result<Self::Rows>;
     /// An array of zeros to [`Backend::add_rows`] into.
     fn zeros(&self, rows: usize, columns: usize) -> Result<Self::Rows>;

@@ -9,7 +9,7 @@ use super::mixer::Mixer;
 use super::moe;
 use super::observer::Observer;
 use super::variant::Change;
-use crate::family::{BlockSpec, FfnSpec, LinearSpec, MlpSpec, NormSpec};
+use crate::family::{Activation, BlockSpec, FfnSpec, LinearSpec, MlpSpec, NormSpec};
 use crate::model::TensorSource;
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -25,6 +25,7 @@ pub struct Mlp<B: Backend> {
     pub gate: Linear<B>,
     pub up: Linear<B>,
     pub down: Linear<B>,
+    activation: Activation,
 }
 
 enum Ffn<B: Backend> {
@@ -78,13 +79,14 @@ impl<B: Backend> Mlp<B> {
             gate: Linear::load(backend, source, &spec.gate)?,
             up: Linear::load(backend, source, &spec.up)?,
             down: Linear::load(backend, source, &spec.down)?,
+            activation: spec.activation,
         })
     }
 
-    /// down(silu(gate(x)) · up(x)) of all rows of x, or of those named.
+    /// down(activation(gate(x), up(x))) of all rows of x, or of those named.
     pub fn apply(&self, backend: &B, x: &B::Rows, rows: Option<&[u32]>) -> Result<B::Rows> {
         let [gate, up] = backend.linears(x, rows, [self.gate.layer(), self.up.layer()])?;
-        self.down.apply(backend, &backend.silu_mul(gate, up)?)
+        self.down.apply(backend, &backend.activate(gate, up, self.activation)?)
     }
 }
 

@@ -3,14 +3,17 @@
 //! The residual stream and everything that is not a product stays in f32; products are computed in the device's
 //! compute type (bf16 on a GPU, f32 on a CPU).
 
+mod delta;
+
 use std::ops::Range;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::ops::sigmoid;
 
 use super::EngineError;
-use super::backend::{Backend, ChunkScore, HeadShape, RopeTable, RowSizes};
+use super::backend::{AttentionShape, Backend, ChunkScore, DecayInput, DeltaShape, RopeTable, Rotation, RowSizes};
 use super::batch::Batch;
-use crate::family::LinearSpec;
+use crate::family::{Activation, LinearSpec, Pairing};
 use crate::model::{Dtype, TensorSource};
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -26,6 +29,7 @@ pub struct OnDevice {
 
 /// Cosines and sines `[positions, half]` on the device.
 pub struct DeviceRope {
+    pairing: Pairing,
     cos: Tensor,
     sin: Tensor,
 }
@@ -61,39 +65,57 @@ impl OnDevice {
         self.run(|| Tensor::from_vec(values, (n, k), &self.device)?.to_dtype(self.compute))
     }
 
-    /// Attention of `count` sequences of one length; q `[count, length, heads, d]` and so on; f32 in and out.
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, shape: HeadShape) -> candle_core::Result<Tensor> {
+    /// Attention of `count` sequences of one length; q `[count, length, heads, key_dim]` and so on; f32 in and out.
+    fn attend(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        sinks: Option<&Tensor>,
+        shape: &AttentionShape,
+    ) -> candle_core::Result<Tensor> {
         let (count, length, _, d) = q.dims4()?;
-        let group = shape.heads / shape.kv_heads;
-        let scale = 1.0 / (d as f64).sqrt();
+        let (kv_heads, group) = (shape.kv_heads, shape.group());
         // [count, heads, length, d]; the queries that share a key head lie one after the other.
-        let q = (q * scale)?.to_dtype(self.compute)?.transpose(1, 2)?.contiguous()?;
+        let q = (q * f64::from(shape.scale))?.to_dtype(self.compute)?.transpose(1, 2)?.contiguous()?;
         let k = k.to_dtype(self.compute)?.transpose(1, 2)?.contiguous()?;
         let v = v.to_dtype(self.compute)?.transpose(1, 2)?.contiguous()?;
-        let q = q.reshape((count, shape.kv_heads, group, length, d))?;
+        let q = q.reshape((count, kv_heads, group, length, d))?;
         let mut parts = Vec::new();
         for start in (0..length).step_by(QUERY_CHUNK) {
-            let (rows, seen) = (QUERY_CHUNK.min(length - start), (start + QUERY_CHUNK).min(length));
-            let queries = q.narrow(3, start, rows)?.contiguous()?.reshape((count, shape.kv_heads, group * rows, d))?;
-            let keys = k.narrow(2, 0, seen)?.contiguous()?;
-            let values = v.narrow(2, 0, seen)?.contiguous()?;
+            let rows = QUERY_CHUNK.min(length - start);
+            let keys_from = shape.first_seen(start);
+            let seen = start + rows - keys_from;
+            let queries = q.narrow(3, start, rows)?.contiguous()?.reshape((count, kv_heads, group * rows, d))?;
+            let keys = k.narrow(2, keys_from, seen)?.contiguous()?;
+            let values = v.narrow(2, keys_from, seen)?.contiguous()?;
             let scores = queries.matmul(&keys.transpose(2, 3)?)?.to_dtype(DType::F32)?;
-            let scores = scores.reshape((count * shape.kv_heads * group, rows, seen))?;
-            let scores = scores.broadcast_add(&self.causal_mask(start, rows, seen)?)?;
-            let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(self.compute)?;
-            let weights = weights.reshape((count, shape.kv_heads, group * rows, seen))?;
+            let scores = scores.reshape((count, kv_heads * group, rows, seen))?;
+            let scores = scores.broadcast_add(&self.mask(shape, start, rows, seen)?)?;
+            let weights = match sinks {
+                None => candle_nn::ops::softmax_last_dim(&scores)?,
+                Some(sinks) => {
+                    let sinks = sinks.reshape((1, shape.heads, 1, 1))?.broadcast_as((count, shape.heads, rows, 1))?;
+                    let weights = candle_nn::ops::softmax_last_dim(&Tensor::cat(&[&scores, &sinks.contiguous()?], 3)?)?;
+                    weights.narrow(3, 0, seen)?.contiguous()?
+                }
+            };
+            let weights = weights.to_dtype(self.compute)?.reshape((count, kv_heads, group * rows, seen))?;
             let mixed = weights.matmul(&values)?;
-            parts.push(mixed.reshape((count, shape.heads, rows, d))?);
+            parts.push(mixed.reshape((count, shape.heads, rows, shape.value_dim))?);
         }
         let mixed = Tensor::cat(&parts, 2)?;
-        mixed.transpose(1, 2)?.contiguous()?.reshape((count * length, shape.heads * d))?.to_dtype(DType::F32)
+        let columns = shape.heads * shape.value_dim;
+        mixed.transpose(1, 2)?.contiguous()?.reshape((count * length, columns))?.to_dtype(DType::F32)
     }
 
-    /// 0 where query `start + i` may see key `j`, -inf elsewhere.
-    fn causal_mask(&self, start: usize, rows: usize, seen: usize) -> candle_core::Result<Tensor> {
-        let cell = |i: usize, j: usize| if j <= start + i { 0f32 } else { f32::NEG_INFINITY };
-        let mask: Vec<f32> = (0..rows).flat_map(|i| (0..seen).map(move |j| cell(i, j))).collect();
-        Tensor::from_vec(mask, (1, rows, seen), &self.device)
+    /// 0 where the query at `start + i` sees key `j` of those from the first that any of the queries sees, -inf
+    /// elsewhere.
+    fn mask(&self, shape: &AttentionShape, start: usize, rows: usize, seen: usize) -> candle_core::Result<Tensor> {
+        let keys_from = shape.first_seen(start);
+        let row = |i: usize| {
+            let visible = shape.first_seen(start + i)..=start + i;
+            (keys_from..keys_from + seen).map(move |j| if visible.contains(&j) { 0f32 } else { f32::NEG_INFINITY })
+        };
+        Tensor::from_vec((0..rows).flat_map(row).collect(), (1, 1, rows, seen), &self.device)
     }
 }
 
@@ -146,7 +168,7 @@ impl Backend for OnDevice {
         self.run(|| {
             let cos = Tensor::from_vec(table.cos, shape, &self.device)?;
             let sin = Tensor::from_vec(table.sin, shape, &self.device)?;
-            Ok(DeviceRope { cos, sin })
+            Ok(DeviceRope { pairing: table.pairing, cos, sin })
         })
     }
 
@@ -183,44 +205,62 @@ impl Backend for OnDevice {
     }
 
     fn norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> Result<Tensor> {
-        self.run(|| candle_nn::ops::rms_norm(x, gain, eps as f32))
-    }
-
-    fn rotate(
-        &self,
-        x: Tensor,
-        heads: usize,
-        gain: Option<&Tensor>,
-        eps: f64,
-        rope: &DeviceRope,
-        batch: &Batch,
-    ) -> Result<Tensor> {
         self.run(|| {
             let (rows, columns) = x.dims2()?;
-            let width = columns / heads;
-            let half = width / 2;
+            let runs = x.contiguous()?.reshape((rows * columns / gain.elem_count(), gain.elem_count()))?;
+            candle_nn::ops::rms_norm(&runs, gain, eps as f32)?.reshape((rows, columns))
+        })
+    }
+
+    fn rotate(&self, x: Tensor, rotation: &Rotation<'_, Self>) -> Result<Tensor> {
+        let &Rotation { heads, first, head_norm, rope, batch } = rotation;
+        self.run(|| {
+            let (rows, columns) = x.dims2()?;
+            let (width, half) = (columns / heads, rope.cos.dim(1)?);
             let mut x = x.reshape((rows, heads, width))?;
-            if let Some(gain) = gain {
+            if let Some((gain, eps)) = head_norm {
                 x = candle_nn::ops::rms_norm(&x.contiguous()?, gain, eps as f32)?;
             }
             let positions: Vec<u32> = batch.spans.iter().flat_map(|span| 0..span.len() as u32).collect();
             let positions = self.ids(&positions)?;
-            let cos = rope.cos.index_select(&positions, 0)?.reshape((rows, 1, half))?;
-            let sin = rope.sin.index_select(&positions, 0)?.reshape((rows, 1, half))?;
-            let (low, high) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+            let pairs = x.narrow(2, first, 2 * half)?.contiguous()?;
+            // The dimension that tells the two of a pair apart.
+            let (pairs, side) = match rope.pairing {
+                Pairing::Half => (pairs.reshape((rows, heads, 2, half))?, 2),
+                Pairing::Adjacent => (pairs.reshape((rows, heads, half, 2))?, 3),
+            };
+            let cos = rope.cos.index_select(&positions, 0)?.reshape((rows, 1, half))?.unsqueeze(side)?;
+            let sin = rope.sin.index_select(&positions, 0)?.reshape((rows, 1, half))?.unsqueeze(side)?;
+            let (low, high) = (pairs.narrow(side, 0, 1)?, pairs.narrow(side, 1, 1)?);
             let turned_low = (low.broadcast_mul(&cos)? - high.broadcast_mul(&sin)?)?;
             let turned_high = (high.broadcast_mul(&cos)? + low.broadcast_mul(&sin)?)?;
-            Tensor::cat(&[turned_low, turned_high], D::Minus1)?.reshape((rows, columns))
+            let turned = Tensor::cat(&[turned_low, turned_high], side)?.reshape((rows, heads, 2 * half))?;
+            let mut parts = vec![turned];
+            if first > 0 {
+                parts.insert(0, x.narrow(2, 0, first)?);
+            }
+            let after = first + 2 * half;
+            if after < width {
+                parts.push(x.narrow(2, after, width - after)?);
+            }
+            Tensor::cat(&parts, 2)?.reshape((rows, columns))
         })
     }
 
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, shape: HeadShape, batch: &Batch) -> Result<Tensor> {
+    fn attention(
+        &self,
+        qkv: [&Tensor; 3],
+        sinks: Option<&Tensor>,
+        shape: &AttentionShape,
+        batch: &Batch,
+    ) -> Result<Tensor> {
         let part = |start: usize, count: usize, length: usize| {
-            let heads_of = |x: &Tensor, heads: usize| {
-                x.narrow(0, start, count * length)?.reshape((count, length, heads, shape.head_dim))
+            let heads_of = |x: &Tensor, heads: usize, width: usize| {
+                x.narrow(0, start, count * length)?.reshape((count, length, heads, width))
             };
-            let (q, k) = (heads_of(q, shape.heads)?, heads_of(k, shape.kv_heads)?);
-            self.attend(&q, &k, &heads_of(v, shape.kv_heads)?, shape)
+            let q = heads_of(qkv[0], shape.heads, shape.key_dim)?;
+            let k = heads_of(qkv[1], shape.kv_heads, shape.key_dim)?;
+            self.attend([&q, &k, &heads_of(qkv[2], shape.kv_heads, shape.value_dim)?], sinks, shape)
         };
         self.run(|| match batch.uniform() {
             Some(length) => part(0, batch.spans.len(), length),
@@ -232,8 +272,79 @@ impl Backend for OnDevice {
         })
     }
 
-    fn silu_mul(&self, gate: Tensor, up: Tensor) -> Result<Tensor> {
-        self.run(|| gate.silu()? * up)
+    fn causal_conv(&self, x: Tensor, weight: &Tensor, batch: &Batch) -> Result<Tensor> {
+        self.run(|| {
+            let columns = x.dim(1)?;
+            let kernel = weight.elem_count() / columns;
+            let taps = weight.reshape((columns, kernel))?;
+            let one = |span: &Range<usize>| {
+                let zeros = Tensor::zeros((kernel - 1, columns), DType::F32, &self.device)?;
+                let padded = Tensor::cat(&[zeros, x.narrow(0, span.start, span.len())?], 0)?;
+                let mut sum = Tensor::zeros((span.len(), columns), DType::F32, &self.device)?;
+                for tap in 0..kernel {
+                    let weight = taps.narrow(1, tap, 1)?.reshape((1, columns))?;
+                    sum = (sum + padded.narrow(0, tap, span.len())?.broadcast_mul(&weight)?)?;
+                }
+                sum.silu()
+            };
+            let parts: candle_core::Result<Vec<Tensor>> = batch.spans.iter().map(one).collect();
+            Tensor::cat(&parts?, 0)
+        })
+    }
+
+    fn delta_rule(
+        &self,
+        qkv: &Tensor,
+        decay: DecayInput<'_, Self>,
+        strength: &Tensor,
+        shape: &DeltaShape,
+        batch: &Batch,
+    ) -> Result<Tensor> {
+        self.run(|| delta::over_sequences(qkv, decay, strength, shape, batch))
+    }
+
+    fn activate(&self, gate: Tensor, up: Tensor, activation: Activation) -> Result<Tensor> {
+        self.run(|| match activation {
+            Activation::Silu => gate.silu()? * up,
+            Activation::ClampedSwiglu { alpha, limit } => {
+                let gate = gate.minimum(limit)?;
+                let up = up.clamp(-limit, limit)?;
+                (&gate * sigmoid(&(&gate * alpha)?)?)? * (up + 1.0)?
+            }
+        })
+    }
+
+    fn gate(&self, x: Tensor, gate: &Tensor) -> Result<Tensor> {
+        self.run(|| x.broadcast_mul(&sigmoid(gate)?))
+    }
+
+    fn clamp(&self, x: Tensor, limit: f64) -> Result<Tensor> {
+        self.run(|| x.clamp(-limit, limit))
+    }
+
+    fn split<const N: usize>(&self, x: &Tensor, heads: usize, widths: [usize; N]) -> Result<[Tensor; N]> {
+        self.run(|| {
+            let rows = x.dim(0)?;
+            let x = x.reshape((rows, heads, widths.iter().sum::<usize>()))?;
+            let mut first = 0;
+            let part = |width: usize| {
+                let part = x.narrow(2, first, width)?.contiguous()?.reshape((rows, heads * width));
+                first += width;
+                part
+            };
+            let parts: candle_core::Result<Vec<Tensor>> = widths.into_iter().map(part).collect();
+            parts?.try_into().map_err(|_| candle_core::Error::msg("a part is missing"))
+        })
+    }
+
+    fn join(&self, x: &Tensor, shared: &Tensor, heads: usize) -> Result<Tensor> {
+        self.run(|| {
+            let (rows, columns) = x.dims2()?;
+            let own = x.reshape((rows, heads, columns / heads))?;
+            let shared = shared.unsqueeze(1)?.broadcast_as((rows, heads, shared.dim(1)?))?.contiguous()?;
+            let whole = columns + heads * shared.dim(2)?;
+            Tensor::cat(&[own, shared], 2)?.reshape((rows, whole))
+        })
     }
 
     fn add(&self, x: Tensor, y: Tensor) -> Result<Tensor> {

@@ -5,12 +5,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::attention;
-use super::backend::{Backend, ChunkScore, HeadShape, RopeTable, RowSizes};
+use super::backend::{AttentionShape, Backend, ChunkScore, DecayInput, DeltaShape, RopeTable, Rotation, RowSizes};
 use super::batch::Batch;
+use super::delta_rule::{Gates, delta_rule};
 use super::matmul::{Kernel, PackedInput, PackedWeight, matmul_packed};
 use super::pool::Buffer;
 use super::{EngineError, vector};
-use crate::family::LinearSpec;
+use crate::family::{Activation, LinearSpec, Pairing};
 use crate::model::{Dtype, TensorSource};
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -119,33 +120,30 @@ impl Backend for Host {
         let mut out = HostRows::dirty(x.rows(), x.columns);
         let step = ROWS_PER_TASK * x.columns;
         out.data.par_chunks_mut(step).zip(x.data.par_chunks(step)).for_each(|(out, x_rows)| {
-            for (o, row) in out.chunks_exact_mut(x.columns).zip(x_rows.chunks_exact(x.columns)) {
+            for (o, row) in out.chunks_exact_mut(gain.len()).zip(x_rows.chunks_exact(gain.len())) {
                 vector::rms_norm(row, gain, eps as f32, o);
             }
         });
         Ok(out)
     }
 
-    fn rotate(
-        &self,
-        mut x: HostRows,
-        heads: usize,
-        gain: Option<&Vec<f32>>,
-        eps: f64,
-        rope: &RopeTable,
-        batch: &Batch,
-    ) -> Result<HostRows> {
+    fn rotate(&self, mut x: HostRows, rotation: &Rotation<'_, Self>) -> Result<HostRows> {
+        let &Rotation { heads, first, head_norm, rope, batch } = rotation;
         let positions: Vec<usize> = batch.spans.iter().flat_map(|span| 0..span.len()).collect();
         let (columns, half) = (x.columns, rope.half);
+        let turn = match rope.pairing {
+            Pairing::Half => vector::rotate,
+            Pairing::Adjacent => vector::rotate_adjacent,
+        };
         x.data.par_chunks_mut(ROWS_PER_TASK * columns).zip(positions.par_chunks(ROWS_PER_TASK)).for_each(
             |(rows, positions)| {
                 for (row, &position) in rows.chunks_exact_mut(columns).zip(positions) {
                     let angles = position * half..(position + 1) * half;
                     for head in row.chunks_exact_mut(columns / heads) {
-                        if let Some(gain) = gain {
+                        if let Some((gain, eps)) = head_norm {
                             vector::rms_norm_in_place(head, gain, eps as f32);
                         }
-                        vector::rotate(head, &rope.cos[angles.clone()], &rope.sin[angles.clone()]);
+                        turn(&mut head[first..first + 2 * half], &rope.cos[angles.clone()], &rope.sin[angles.clone()]);
                     }
                 }
             },
@@ -153,16 +151,106 @@ impl Backend for Host {
         Ok(x)
     }
 
-    fn attention(&self, q: &HostRows, k: &HostRows, v: &HostRows, shape: HeadShape, batch: &Batch) -> Result<HostRows> {
-        let mut out = HostRows::dirty(q.rows(), shape.heads * shape.head_dim);
-        attention::causal(self.kernel, [&q.data, &k.data, &v.data], shape, batch, &mut out.data);
+    fn attention(
+        &self,
+        [q, k, v]: [&HostRows; 3],
+        sinks: Option<&Vec<f32>>,
+        shape: &AttentionShape,
+        batch: &Batch,
+    ) -> Result<HostRows> {
+        let mut out = HostRows::dirty(q.rows(), shape.heads * shape.value_dim);
+        let sinks = sinks.map(Vec::as_slice);
+        attention::causal(self.kernel, [&q.data, &k.data, &v.data], sinks, shape, batch, &mut out.data);
         Ok(out)
     }
 
-    fn silu_mul(&self, mut gate: HostRows, up: HostRows) -> Result<HostRows> {
+    fn causal_conv(&self, x: HostRows, weight: &Vec<f32>, batch: &Batch) -> Result<HostRows> {
+        let columns = x.columns;
+        let kernel = weight.len() / columns;
+        // One run of columns per tap, the token's own tap first.
+        let taps: Vec<Vec<f32>> =
+            (0..kernel).rev().map(|tap| weight.iter().skip(tap).step_by(kernel).copied().collect()).collect();
+        let positions: Vec<usize> = batch.spans.iter().flat_map(|span| 0..span.len()).collect();
+        let mut out = HostRows::dirty(x.rows(), columns);
+        out.data.par_chunks_exact_mut(columns).zip(positions).enumerate().for_each(|(row, (out, position))| {
+            out.fill(0.0);
+            for (back, tap) in taps.iter().enumerate().take(position + 1) {
+                vector::add_product(out, &x.data[(row - back) * columns..][..columns], tap);
+            }
+            vector::silu(out);
+        });
+        Ok(out)
+    }
+
+    fn delta_rule(
+        &self,
+        qkv: &HostRows,
+        decay: DecayInput<'_, Self>,
+        strength: &HostRows,
+        shape: &DeltaShape,
+        batch: &Batch,
+    ) -> Result<HostRows> {
+        let mut out = HostRows::dirty(qkv.rows(), shape.value_heads * shape.value_dim);
+        let DecayInput { a, a_log, dt_bias } = decay;
+        let gates = Gates { a: &a.data, a_log, dt_bias, strength: &strength.data };
+        delta_rule(&qkv.data, &gates, shape, batch, &mut out.data);
+        Ok(out)
+    }
+
+    fn activate(&self, mut gate: HostRows, up: HostRows, activation: Activation) -> Result<HostRows> {
         let step = ROWS_PER_TASK * gate.columns;
-        gate.data.par_chunks_mut(step).zip(up.data.par_chunks(step)).for_each(|(g, u)| vector::silu_mul(g, u));
+        let pairs = gate.data.par_chunks_mut(step).zip(up.data.par_chunks(step));
+        match activation {
+            Activation::Silu => pairs.for_each(|(g, u)| vector::silu_mul(g, u)),
+            Activation::ClampedSwiglu { alpha, limit } => {
+                pairs.for_each(|(g, u)| vector::clamped_swiglu(g, u, alpha as f32, limit as f32));
+            }
+        }
         Ok(gate)
+    }
+
+    fn gate(&self, mut x: HostRows, gate: &HostRows) -> Result<HostRows> {
+        let step = ROWS_PER_TASK * x.columns;
+        if gate.columns == x.columns {
+            let pairs = x.data.par_chunks_mut(step).zip(gate.data.par_chunks(step));
+            pairs.for_each(|(x, gate)| vector::sigmoid_mul(x, gate));
+        } else {
+            x.data.par_chunks_exact_mut(x.columns).zip(&gate.data[..]).for_each(|(row, &gate)| {
+                vector::scale(row, 1.0 / (1.0 + (-gate).exp()));
+            });
+        }
+        Ok(x)
+    }
+
+    fn clamp(&self, mut x: HostRows, limit: f64) -> Result<HostRows> {
+        x.data.par_chunks_mut(ROWS_PER_TASK * x.columns).for_each(|x| vector::clamp(x, limit as f32));
+        Ok(x)
+    }
+
+    fn split<const N: usize>(&self, x: &HostRows, heads: usize, widths: [usize; N]) -> Result<[HostRows; N]> {
+        let whole: usize = widths.iter().sum();
+        let mut first = 0;
+        Ok(widths.map(|width| {
+            let mut out = HostRows::dirty(x.rows(), heads * width);
+            let parts = out.data.par_chunks_exact_mut(width).zip(x.data.par_chunks_exact(whole)).with_min_len(64);
+            parts.for_each(|(to, from)| to.copy_from_slice(&from[first..first + width]));
+            first += width;
+            out
+        }))
+    }
+
+    fn join(&self, x: &HostRows, shared: &HostRows, heads: usize) -> Result<HostRows> {
+        let own = x.columns / heads;
+        let whole = own + shared.columns;
+        let mut out = HostRows::dirty(x.rows(), heads * whole);
+        let rows = out.data.par_chunks_exact_mut(heads * whole).zip(x.data.par_chunks_exact(x.columns));
+        rows.zip(shared.data.par_chunks_exact(shared.columns)).for_each(|((to, from), shared)| {
+            for (to, from) in to.chunks_exact_mut(whole).zip(from.chunks_exact(own)) {
+                to[..own].copy_from_slice(from);
+                to[own..].copy_from_slice(shared);
+            }
+        });
+        Ok(out)
     }
 
     fn add(&self, mut x: HostRows, y: HostRows) -> Result<HostRows> {

@@ -1,8 +1,10 @@
 //! What mixes the tokens of a block: its weights in compute form, and its forward pass over a micro-batch.
 
 use super::EngineError;
-use super::backend::{Backend, HeadShape};
+use super::backend::{AttentionShape, Backend, Rotation};
 use super::block::{Linear, Setting};
+use super::delta_net::DeltaNet;
+use super::latent::LatentAttention;
 use super::observer::{HeadViews, Observer};
 use crate::family::{AttentionSpec, MixerSpec, NormSpec};
 use crate::model::TensorSource;
@@ -12,6 +14,8 @@ type Result<T> = std::result::Result<T, EngineError>;
 /// A loaded mixer.
 pub enum Mixer<B: Backend> {
     Attention(Attention<B>),
+    Latent(LatentAttention<B>),
+    DeltaNet(DeltaNet<B>),
 }
 
 /// Grouped-query attention, loaded.
@@ -23,15 +27,15 @@ pub struct Attention<B: Backend> {
     o: Linear<B>,
     q_norm: Option<B::Vector>,
     k_norm: Option<B::Vector>,
+    sinks: Option<B::Vector>,
 }
 
 impl<B: Backend> Mixer<B> {
     pub fn load(backend: &B, source: &dyn TensorSource, spec: &MixerSpec) -> Result<Self> {
         match spec {
             MixerSpec::Attention(spec) => Attention::load(backend, source, spec).map(Mixer::Attention),
-            MixerSpec::Latent(_) | MixerSpec::DeltaNet(_) => {
-                Err(EngineError::Unsupported { what: "this kind of attention".to_owned() })
-            }
+            MixerSpec::Latent(spec) => LatentAttention::load(backend, source, spec).map(Mixer::Latent),
+            MixerSpec::DeltaNet(spec) => DeltaNet::load(backend, source, spec).map(Mixer::DeltaNet),
         }
     }
 
@@ -47,6 +51,8 @@ impl<B: Backend> Mixer<B> {
     ) -> Result<B::Rows> {
         match self {
             Mixer::Attention(attention) => attention.forward(cx, normed, observers),
+            Mixer::Latent(latent) => latent.forward(cx, normed),
+            Mixer::DeltaNet(delta_net) => delta_net.forward(cx, normed),
         }
     }
 }
@@ -61,19 +67,55 @@ impl<B: Backend> Attention<B> {
             o: Linear::load(backend, source, &spec.o)?,
             q_norm: spec.q_norm.as_ref().map(vector).transpose()?,
             k_norm: spec.k_norm.as_ref().map(vector).transpose()?,
+            sinks: spec.sinks.as_ref().map(|name| backend.load_vector(source, name)).transpose()?,
             spec: spec.clone(),
         })
     }
 
     fn forward(&self, cx: &Setting<'_, B>, normed: &B::Rows, observers: &mut [&mut dyn Observer]) -> Result<B::Rows> {
         let (backend, a) = (cx.backend, &self.spec);
-        let shape = HeadShape { heads: a.heads, kv_heads: a.kv_heads, head_dim: a.head_dim };
-        let [q, k, v] = backend.linears(normed, None, [self.q.layer(), self.k.layer(), self.v.layer()])?;
-        let q = backend.rotate(q, a.heads, self.q_norm.as_ref(), cx.eps, cx.rope, cx.batch)?;
-        let k = backend.rotate(k, a.kv_heads, self.k_norm.as_ref(), cx.eps, cx.rope, cx.batch)?;
-        let mixed = backend.attention(&q, &k, &v, shape, cx.batch)?;
+        let shape = AttentionShape {
+            heads: a.heads,
+            kv_heads: a.kv_heads,
+            key_dim: a.head_dim,
+            value_dim: a.head_dim,
+            scale: a.scale as f32,
+            window: a.window,
+        };
+        let [mut q, mut k, mut v] = backend.linears(normed, None, [self.q.layer(), self.k.layer(), self.v.layer()])?;
+        if let Some(limit) = a.clip {
+            (q, k, v) = (backend.clamp(q, limit)?, backend.clamp(k, limit)?, backend.clamp(v, limit)?);
+        }
+        let mut gate = None;
+        if a.output_gate {
+            let [queries, gates] = backend.split(&q, a.heads, [a.head_dim, a.head_dim])?;
+            (q, gate) = (queries, Some(gates));
+        }
+        let q = self.turn(cx, q, a.heads, self.q_norm.as_ref().zip(a.q_norm.as_ref()))?;
+        let k = self.turn(cx, k, a.kv_heads, self.k_norm.as_ref().zip(a.k_norm.as_ref()))?;
+        let mut mixed = backend.attention([&q, &k, &v], self.sinks.as_ref(), &shape, cx.batch)?;
+        if let Some(gate) = gate {
+            mixed = backend.gate(mixed, &gate)?;
+        }
         show_heads(cx, a, [&q, &k, &mixed], observers)?;
         self.o.apply(backend, &mixed)
+    }
+
+    /// Norms heads or whole rows if the family does, and turns the heads.
+    fn turn(
+        &self,
+        cx: &Setting<'_, B>,
+        mut x: B::Rows,
+        heads: usize,
+        norm: Option<(&B::Vector, &NormSpec)>,
+    ) -> Result<B::Rows> {
+        let mut head_norm = None;
+        match norm {
+            Some((gain, spec)) if spec.size == self.spec.head_dim => head_norm = Some((gain, cx.eps)),
+            Some((gain, _)) => x = cx.backend.norm(&x, gain, cx.eps)?,
+            None => {}
+        }
+        cx.backend.rotate(x, &Rotation { heads, first: 0, head_norm, rope: cx.rope, batch: cx.batch })
     }
 }
 

@@ -348,7 +348,7 @@ fn rope_table(rope: &RopeSpec, positions: usize) -> RopeTable {
     let factor = rope.attention_factor();
     let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
     let (cos, sin) = angles.map(|angle| ((angle.cos() * factor) as f32, (angle.sin() * factor) as f32)).unzip();
-    RopeTable { half: frequencies.len(), cos, sin }
+    RopeTable { half: frequencies.len(), pairing: rope.pairing, cos, sin }
 }
 
 /// Turns work done into progress reports.

@@ -34,6 +34,7 @@ macro_rules! wide {
         }
     };
 }
+pub(super) use wide;
 
 /// e^x to about 2 units in the last place, flushed to about 1e-38 below -87.
 ///
@@ -84,21 +85,35 @@ fn larger(a: f32, b: f32) -> f32 {
 wide! {
     /// Replaces a row by exp(row - max) and returns the sum: a softmax without its last division.
     pub fn exp_in_place(row: &mut [f32]) -> f32 {
-        let max = fold(row, f32::NEG_INFINITY, larger, larger);
-        let mut sums = [0.0; LANES];
-        let mut chunks = row.chunks_exact_mut(LANES);
-        for chunk in &mut chunks {
-            for (sum, value) in sums.iter_mut().zip(chunk) {
-                *value = exp(*value - max);
-                *sum += *value;
-            }
-        }
-        for (sum, value) in sums.iter_mut().zip(chunks.into_remainder()) {
+        exp_from(row, f32::NEG_INFINITY).1
+    }
+}
+
+wide! {
+    /// [`exp_in_place`] with one score more, `sink`, that takes part in maximum and sum but has no place in the row.
+    pub fn exp_in_place_beside(row: &mut [f32], sink: f32) -> f32 {
+        let (max, sum) = exp_from(row, sink);
+        sum + exp(sink - max)
+    }
+}
+
+/// Replaces a row by exp(row - max), the maximum being at least `least`; returns maximum and sum.
+#[inline(always)]
+fn exp_from(row: &mut [f32], least: f32) -> (f32, f32) {
+    let max = fold(row, least, larger, larger);
+    let mut sums = [0.0; LANES];
+    let mut chunks = row.chunks_exact_mut(LANES);
+    for chunk in &mut chunks {
+        for (sum, value) in sums.iter_mut().zip(chunk) {
             *value = exp(*value - max);
             *sum += *value;
         }
-        sums.iter().copied().reduce(|a, b| a + b).unwrap_or(0.0)
     }
+    for (sum, value) in sums.iter_mut().zip(chunks.into_remainder()) {
+        *value = exp(*value - max);
+        *sum += *value;
+    }
+    (max, sums.iter().copied().reduce(|a, b| a + b).unwrap_or(0.0))
 }
 
 wide! {
@@ -154,6 +169,62 @@ wide! {
         let (low, high) = head.split_at_mut(cos.len());
         for (((a, b), &c), &s) in low.iter_mut().zip(high.iter_mut()).zip(cos).zip(sin) {
             (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+        }
+    }
+}
+
+wide! {
+    /// [`rotate`] where the pairs are neighbours (2i, 2i + 1).
+    pub fn rotate_adjacent(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+        for ((pair, &c), &s) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+            let [a, b] = *pair;
+            *pair = [a * c - b * s, b * c + a * s];
+        }
+    }
+}
+
+wide! {
+    /// x = silu(x).
+    pub fn silu(x: &mut [f32]) {
+        for v in x.iter_mut() {
+            *v /= 1.0 + exp(-*v);
+        }
+    }
+}
+
+wide! {
+    /// gate = gate' · sigmoid(alpha · gate') · (up' + 1), gate' = min(gate, limit), up' = clamp(up, ± limit). NaN stays.
+    pub fn clamped_swiglu(gate: &mut [f32], up: &[f32], alpha: f32, limit: f32) {
+        for (g, &u) in gate.iter_mut().zip(up) {
+            let kept = if *g > limit { limit } else { *g };
+            *g = kept / (1.0 + exp(-alpha * kept)) * (u.clamp(-limit, limit) + 1.0);
+        }
+    }
+}
+
+wide! {
+    /// x = x · sigmoid(gate).
+    pub fn sigmoid_mul(x: &mut [f32], gate: &[f32]) {
+        for (v, &g) in x.iter_mut().zip(gate) {
+            *v /= 1.0 + exp(-g);
+        }
+    }
+}
+
+wide! {
+    /// x within ± limit; NaN stays.
+    pub fn clamp(x: &mut [f32], limit: f32) {
+        for v in x.iter_mut() {
+            *v = v.clamp(-limit, limit);
+        }
+    }
+}
+
+wide! {
+    /// out += x · y, element by element.
+    pub fn add_product(out: &mut [f32], x: &[f32], y: &[f32]) {
+        for ((o, &a), &b) in out.iter_mut().zip(x).zip(y) {
+            *o += a * b;
         }
     }
 }
