@@ -4,8 +4,8 @@
     quantize     time of `quant` on the line without its gates, from its result; MB/s of bf16 input. It ends with the output
                  durable and hashed; llama.cpp's figure is its quantize call on the F16 file.
     perplexity   `foreman assay`, convention llama.cpp, on the bf16 folder and on our F16 file; tokens per second
-    prune        time of `expert-prune` without its gates, with ready-made counts, against `cp` of the bytes it wrote, with and
-                 without fsync
+    prune        `expert-prune` with ready-made counts: until its files are written, against `cp` of the same bytes; and the
+                 whole stage (flushed, hashed from disk, proved against the source, scored), against `cp`, fsync and sha256sum
     line         a recipe with nothing to do: parts per second when many wait, and the time from a part's arrival to
                  its claim when none waits
 
@@ -149,7 +149,7 @@ class Bench:
         if not (model / "config.json").exists():
             subprocess.run([sys.executable, str(HERE / "make_synthetic_moe.py"), str(model), "--megabytes",
                             str(self.args.moe_megabytes), "--tokenizer", str(REPO / "recipes/demo/model")], check=True)
-        ours, copy, durable, written = [], [], [], 0
+        ours, whole, copy, durable, written = [], [], [], [], 0
         for i in range(self.args.repeat):
             root = self.new_line(f"prune-{i}")
             source = {"baseModel": str(model), "architecture": "qwen3_moe", "isMoE": True}
@@ -158,6 +158,7 @@ class Bench:
                  "importanceJson": str(model / "importance.json"), "strategy": "calibration-aware-activation-count"},
                 {"type": "package", "format": "safetensors"}])
             ours.append(work_seconds(root, "expert-prune"))
+            whole.append(work_seconds(root, "expert-prune", gates=True))
             out = newest(root, "*.safetensors").parent
             files = sorted(out.glob("*.safetensors"))
             written = sum(f.stat().st_size for f in files) / 1e6
@@ -171,12 +172,13 @@ class Bench:
                     for file in target.iterdir():
                         with open(file, "rb") as copied:
                             os.fsync(copied.fileno())
+                    subprocess.run(["sha256sum", *map(str, target.iterdir())], check=True, stdout=subprocess.DEVNULL)
                 times.append(time.perf_counter() - started)
                 shutil.rmtree(target)
             shutil.rmtree(root)
-        speed = written / statistics.median(ours)
-        self.row("expert-prune", speed, "MB/s written", written / statistics.median(copy), "cp")
-        self.row("expert-prune (durable)", speed, "MB/s written", written / statistics.median(durable), "cp and fsync")
+        speed, rate = (written / statistics.median(times) for times in (ours, whole))
+        self.row("expert-prune, files written", speed, "MB/s", written / statistics.median(copy), "cp")
+        self.row("expert-prune, whole stage", rate, "MB/s", written / statistics.median(durable), "cp, fsync, sha256sum")
 
     def line(self):
         """Parts per second of a recipe whose only stage changes nothing, then the claim latency of single parts."""
@@ -251,10 +253,11 @@ def events(root):
     return told
 
 
-def work_seconds(root, stage):
-    """Time of a stage without its gates (reading back, proving, scoring), from the result of the line's only part."""
+def work_seconds(root, stage, gates=False):
+    """Time of a stage, without its gates (flushing, reading back, proving, scoring) unless asked for, from the result of
+    the line's only part."""
     result = json.loads(next((root / "line/finished").glob("*.result.json")).read_text())
-    return next(s["elapsed_s"] - s["gate_s"] for s in result["stages"] if s["stage"] == stage)
+    return next(s["elapsed_s"] - (0 if gates else s["gate_s"]) for s in result["stages"] if s["stage"] == stage)
 
 
 def seconds_of(timestamp):
