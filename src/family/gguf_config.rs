@@ -2,24 +2,21 @@
 
 use serde_json::{Map, Value, json};
 
-use super::gguf_names::ROPE_FREQS;
+use super::gguf_names::{ROPE_FREQS, gguf_rules};
 use super::rope::yarn_temperature;
 use super::spec::{FfnSpec, ModelSpec};
-use super::{FAMILIES, Family, FamilyError, RopeScaling, by_name};
+use super::{FAMILIES, Family, FamilyError, GgufRules, RopeScaling};
 use crate::model::{Config, GgufFile, GgufValue, ModelError, TensorSource};
 
 /// The model's keys of a GGUF file: `general.architecture`, `general.name` and everything under the architecture's
 /// prefix, in a fixed order. File type and tokenizer are the writer's part.
 ///
 /// # Errors
-/// The family is not in the registry.
+/// The family cannot be written to GGUF.
 pub fn gguf_metadata(spec: &ModelSpec, config: &Config, name: &str) -> Result<Vec<(String, GgufValue)>, FamilyError> {
-    let family = by_name(spec.family).ok_or_else(|| FamilyError::UnknownModelType {
-        found: spec.family.to_owned(),
-        known: super::known_model_types(),
-    })?;
-    let mut out = Keys { arch: family.gguf().arch, pairs: Vec::new() };
-    out.pairs.push(("general.architecture".to_owned(), family.gguf().arch.into()));
+    let arch = gguf_rules(spec)?.arch;
+    let mut out = Keys { arch, pairs: Vec::new() };
+    out.pairs.push(("general.architecture".to_owned(), arch.into()));
     out.pairs.push(("general.type".to_owned(), "model".into()));
     out.pairs.push(("general.name".to_owned(), name.into()));
     out.count("vocab_size", spec.vocab);
@@ -91,8 +88,12 @@ impl Keys {
         self.count("rope.dimension_count", spec.rope.dims);
         self.put("rope.freq_base", spec.rope.theta as f32);
         match &spec.rope.scaling {
-            // The last two are a tensor of divisors.
-            RopeScaling::Default | RopeScaling::Llama3 { .. } | RopeScaling::Divisors(_) => {}
+            // Llama 3's and given divisors are a tensor.
+            RopeScaling::Default
+            | RopeScaling::Llama3 { .. }
+            | RopeScaling::Divisors(_)
+            // Refused with the tensors.
+            | RopeScaling::Long { .. } => {}
             RopeScaling::Linear { factor } => {
                 self.put("rope.scaling.type", "linear");
                 self.put("rope.scaling.factor", *factor as f32);
@@ -117,13 +118,14 @@ impl Keys {
 }
 
 /// The family whose architecture the file names, and the config its metadata amounts to.
-pub(super) fn config_of(file: &GgufFile) -> Result<(&'static dyn Family, Config), FamilyError> {
+pub(super) fn config_of(file: &GgufFile) -> Result<(&'static dyn Family, GgufRules, Config), FamilyError> {
     let arch = file.str("general.architecture")?;
-    let family = FAMILIES.iter().copied().find(|f| f.gguf().arch == arch);
-    let family = family.ok_or_else(|| FamilyError::UnknownArchitecture {
-        found: arch.to_owned(),
-        known: FAMILIES.iter().map(|f| f.gguf().arch).collect::<Vec<_>>().join(", "),
-    })?;
+    let known = || FAMILIES.iter().copied().filter_map(|family| Some((family, family.gguf()?)));
+    let (family, rules) =
+        known().find(|(_, rules)| rules.arch == arch).ok_or_else(|| FamilyError::UnknownArchitecture {
+            found: arch.to_owned(),
+            known: known().map(|(_, rules)| rules.arch).collect::<Vec<_>>().join(", "),
+        })?;
     let reader = Reader { file, arch };
     let mut config = Map::new();
     let mut set = |key: &str, value: Option<Value>| {
@@ -146,7 +148,7 @@ pub(super) fn config_of(file: &GgufFile) -> Result<(&'static dyn Family, Config)
         set("norm_topk_prob", Some(json!(norm)));
     }
     set("rope_parameters", Some(reader.rope()?));
-    Ok((family, Config::from_value(file.path(), Value::Object(config))?))
+    Ok((family, rules, Config::from_value(file.path(), Value::Object(config))?))
 }
 
 /// Config keys that are plain counts, and what GGUF calls them.

@@ -2,7 +2,7 @@
 
 use super::role::{Delta, Latent, Part, Role};
 use super::spec::{FfnSpec, ModelSpec};
-use super::{FamilyError, RopeScaling, by_name};
+use super::{FAMILIES, Family, FamilyError, GgufRules, RopeScaling, by_name};
 
 /// One tensor of a GGUF file and where its values come from.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,22 +103,45 @@ pub fn permuted_row(row: usize, head_dim: usize) -> usize {
     row / 2 + (row % 2) * (head_dim / 2)
 }
 
+/// How the model's family is written to GGUF.
+///
+/// # Errors
+/// This build has no rules for it.
+pub(super) fn gguf_rules(spec: &ModelSpec) -> Result<GgufRules, FamilyError> {
+    by_name(spec.family).and_then(Family::gguf).ok_or_else(|| {
+        let known: Vec<&str> = FAMILIES.iter().filter(|f| f.gguf().is_some()).map(|f| f.name()).collect();
+        FamilyError::Unsupported {
+            what: format!("a GGUF file of a model of the family {:?}", spec.family),
+            supported: format!("GGUF files of {}", known.join(", ")),
+        }
+    })
+}
+
 /// Every tensor of the model's GGUF file, in the order a forward pass meets them.
 ///
 /// # Errors
-/// Blocks differ in their number of experts, which a GGUF file cannot say.
+/// The family cannot be written to GGUF; blocks differ in their number of experts, or attention has a window, which a
+/// GGUF file of these families cannot say.
 pub fn gguf_tensors(spec: &ModelSpec) -> Result<Vec<GgufTensor>, FamilyError> {
-    let family = by_name(spec.family).ok_or_else(|| FamilyError::Unsupported {
-        what: format!("family {:?}", spec.family),
-        supported: super::known_model_types(),
-    })?;
+    let permutes = gguf_rules(spec)?.permutes_qk;
     if has_uneven_experts(spec) {
         return Err(FamilyError::Unsupported {
             what: "a GGUF file of a model whose blocks differ in their number of experts".to_owned(),
             supported: "the same number of experts in every block, or none".to_owned(),
         });
     }
-    let permutes = family.gguf().permutes_qk;
+    if spec.blocks.iter().filter_map(|b| b.attention()).any(|a| a.window.is_some()) {
+        return Err(FamilyError::Unsupported {
+            what: "a GGUF file of a model with sliding-window attention".to_owned(),
+            supported: "full causal attention".to_owned(),
+        });
+    }
+    if let RopeScaling::Long { .. } = spec.rope.scaling {
+        return Err(FamilyError::Unsupported {
+            what: "a GGUF file of a model with rope scaling longrope".to_owned(),
+            supported: "default, linear, llama3, yarn".to_owned(),
+        });
+    }
     let mut out: Vec<GgufTensor> = Vec::new();
     for tensor in spec.tensors() {
         let name = gguf_name(tensor.role);

@@ -1,6 +1,6 @@
 //! Llama and the models that share its layout (SmolLM2, TinyLlama, Llama 3.x).
 
-use super::decoder::{self, AttentionBias, HeadDim, Traits};
+use super::decoder::{self, Traits};
 use super::{Family, FamilyError, GgufRules, ModelSpec};
 use crate::model::Config;
 
@@ -16,18 +16,11 @@ impl Family for Llama {
     }
 
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
-        let traits = Traits {
-            family: self.name(),
-            head_dim: HeadDim::HiddenPerHead,
-            attention_bias: AttentionBias::FromConfig,
-            mlp_bias: true,
-            qk_norm: false,
-            experts: None,
-        };
+        let traits = Traits { mlp_bias: true, ..Traits::of(self.name()) };
         decoder::spec(&traits, config)
     }
 
-    fn gguf(&self) -> GgufRules {
-        GgufRules { arch: "llama", permutes_qk: true }
+    fn gguf(&self) -> Option<GgufRules> {
+        Some(GgufRules { arch: "llama", permutes_qk: true })
     }
 }

@@ -27,7 +27,7 @@ pub use gguf_config::{gguf_metadata, gguf_warnings};
 pub use gguf_names::{GgufContent, GgufTensor, gguf_name, gguf_tensors, permuted_row};
 pub use open::{Format, OpenModel, open};
 pub use role::{Delta, ExpectedTensor, Latent, Part, Role};
-pub use rope::{Pairing, RopeScaling, RopeSpec};
+pub use rope::{Pairing, RopeScaling, RopeSpec, Stretch};
 pub use spec::{
     Activation, AttentionSpec, BlockSpec, Carried, DeltaNetSpec, ExpertSpec, Factors, FfnSpec, LatentAttentionSpec,
     LatentQuery, LinearSpec, MixerSpec, MlpSpec, ModelSpec, MoeSpec, NormKind, NormSpec, RoutingRule, SharedExpertSpec,
@@ -48,8 +48,10 @@ pub trait Family: Sync {
     /// # Errors
     /// A key that is missing or wrong, or a feature this build does not compute.
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError>;
-    /// How the family is written to GGUF.
-    fn gguf(&self) -> GgufRules;
+    /// How the family is written to GGUF; `None`: this build cannot.
+    fn gguf(&self) -> Option<GgufRules> {
+        None
+    }
     /// Other names its tensors go by: applied to every stored name, in this order, each at most once.
     fn aliases(&self) -> &'static [Alias] {
         &[]
@@ -81,10 +83,18 @@ pub struct GgufRules {
 crate::registry! {
     /// Every family this build can run.
     pub FAMILIES: dyn Family {
+        granitemoe => GraniteMoe,
         llama => Llama,
+        mixtral => Mixtral,
+        olmoe => Olmoe,
+        phimoe => PhiMoe,
         qwen2 => Qwen2,
+        qwen2_5_omni => Qwen25Omni,
+        qwen2_5_vl => Qwen25Vl,
         qwen3 => Qwen3,
         qwen3_moe => Qwen3Moe,
+        qwen3_vl => Qwen3Vl,
+        qwen3_vl_moe => Qwen3VlMoe,
     }
 }
 

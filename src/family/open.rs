@@ -121,9 +121,9 @@ fn open_directory(path: &Path) -> Result<OpenModel, FamilyError> {
 
 fn open_gguf(path: &Path) -> Result<OpenModel, FamilyError> {
     let file = Arc::new(GgufFile::open(path)?);
-    let (family, config) = gguf_config::config_of(&file)?;
+    let (family, rules, config) = gguf_config::config_of(&file)?;
     let spec = family.spec(&config)?;
-    let tensors = gguf_view(&file, &spec, family.gguf().permutes_qk)?;
+    let tensors = gguf_view(&file, &spec, rules.permutes_qk)?;
     check_tensors(&spec, tensors.as_ref())?;
     let roles: HashMap<String, Role> = spec.tensors().iter().map(|t| (gguf_name(t.role), t.role)).collect();
     let storage = locate::by_roles(file.metas(), &roles);

@@ -1,6 +1,6 @@
 //! Qwen2 and Qwen2.5 (dense): biases on q, k and v.
 
-use super::decoder::{self, AttentionBias, HeadDim, Traits};
+use super::decoder::{self, AttentionBias, Traits};
 use super::{Family, FamilyError, GgufRules, ModelSpec};
 use crate::model::Config;
 
@@ -16,18 +16,11 @@ impl Family for Qwen2 {
     }
 
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
-        let traits = Traits {
-            family: self.name(),
-            head_dim: HeadDim::HiddenPerHead,
-            attention_bias: AttentionBias::Qkv,
-            mlp_bias: false,
-            qk_norm: false,
-            experts: None,
-        };
+        let traits = Traits { attention_bias: AttentionBias::Qkv, ..Traits::of(self.name()) };
         decoder::spec(&traits, config)
     }
 
-    fn gguf(&self) -> GgufRules {
-        GgufRules { arch: "qwen2", permutes_qk: false }
+    fn gguf(&self) -> Option<GgufRules> {
+        Some(GgufRules { arch: "qwen2", permutes_qk: false })
     }
 }

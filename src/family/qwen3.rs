@@ -1,6 +1,6 @@
 //! Qwen3 (dense): a norm over each query and key head, head width independent of the hidden size.
 
-use super::decoder::{self, AttentionBias, HeadDim, Traits};
+use super::decoder::{self, QkNorm, Traits};
 use super::{Family, FamilyError, GgufRules, ModelSpec};
 use crate::model::Config;
 
@@ -16,18 +16,11 @@ impl Family for Qwen3 {
     }
 
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
-        let traits = Traits {
-            family: self.name(),
-            head_dim: HeadDim::Fixed(128),
-            attention_bias: AttentionBias::FromConfig,
-            mlp_bias: false,
-            qk_norm: true,
-            experts: None,
-        };
+        let traits = Traits { qk_norm: QkNorm::Heads, ..Traits::of(self.name()) };
         decoder::spec(&traits, config)
     }
 
-    fn gguf(&self) -> GgufRules {
-        GgufRules { arch: "qwen3", permutes_qk: false }
+    fn gguf(&self) -> Option<GgufRules> {
+        Some(GgufRules { arch: "qwen3", permutes_qk: false })
     }
 }

@@ -1,6 +1,7 @@
 //! Qwen3-MoE: Qwen3 attention, blocks of routed experts, optionally some dense blocks.
 
-use super::decoder::{self, AttentionBias, HeadDim, Traits};
+use super::decoder::{self, Experts, QkNorm, Traits};
+use super::keys::Keys;
 use super::{Family, FamilyError, GgufRules, ModelSpec};
 use crate::model::Config;
 
@@ -16,18 +17,16 @@ impl Family for Qwen3Moe {
     }
 
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
-        let traits = Traits {
-            family: self.name(),
-            head_dim: HeadDim::HiddenPerHead,
-            attention_bias: AttentionBias::FromConfig,
-            mlp_bias: false,
-            qk_norm: true,
-            experts: Some(decoder::experts),
-        };
+        let traits = Traits { qk_norm: QkNorm::Heads, experts: Some(experts), ..Traits::of(self.name()) };
         decoder::spec(&traits, config)
     }
 
-    fn gguf(&self) -> GgufRules {
-        GgufRules { arch: "qwen3moe", permutes_qk: false }
+    fn gguf(&self) -> Option<GgufRules> {
+        Some(GgufRules { arch: "qwen3moe", permutes_qk: false })
     }
+}
+
+/// What Qwen3's mixtures share; the models with a vision tower too.
+pub(super) fn experts(keys: &Keys<'_>) -> Result<Experts, FamilyError> {
+    decoder::experts(keys, "moe_intermediate_size")
 }

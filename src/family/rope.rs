@@ -1,7 +1,7 @@
 //! Rotary position embedding: which angle each pair of dimensions turns by per position, for every scaling rule.
 //!
 //! Rules follow the published definitions: RoPE (arXiv 2104.09864), linear position interpolation (arXiv 2306.15595),
-//! YaRN (arXiv 2309.00071, section 3) and the banded rule released with Llama 3.1.
+//! YaRN (arXiv 2309.00071, section 3), LongRoPE (arXiv 2402.13753) and the banded rule released with Llama 3.1.
 
 use std::f64::consts::PI;
 
@@ -51,15 +51,29 @@ pub enum RopeScaling {
     },
     /// Each pair's frequency is divided by a number of its own (a GGUF file's `rope_freqs.weight`).
     Divisors(Vec<f64>),
+    /// LongRoPE: one set of divisors for sequences of at most `original_context` tokens, another for longer ones.
+    Long {
+        original_context: usize,
+        short: Stretch,
+        long: Stretch,
+    },
+}
+
+/// Divisors of the frequencies of each pair, and a factor on cos and sin.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stretch {
+    pub divisors: Vec<f64>,
+    pub attention_factor: f64,
 }
 
 impl RopeSpec {
-    /// Angle per position of each of the `dims / 2` pairs, radians.
+    /// Angle per position of each of the `dims / 2` pairs, radians (in a short sequence: see [`RopeSpec::beyond`]).
     pub fn inverse_frequencies(&self) -> Vec<f64> {
         let base: Vec<f64> = (0..self.dims / 2).map(|i| self.theta.powf(-2.0 * i as f64 / self.dims as f64)).collect();
         match self.scaling {
             RopeScaling::Default => base,
             RopeScaling::Linear { factor } => base.iter().map(|f| f / factor).collect(),
+            RopeScaling::Long { ref short, .. } => base.iter().zip(&short.divisors).map(|(f, d)| f / d).collect(),
             RopeScaling::Llama3 { .. } | RopeScaling::Divisors(_) => {
                 base.iter().zip(self.frequency_divisors()).map(|(f, d)| f / d).collect()
             }
@@ -74,12 +88,21 @@ impl RopeSpec {
         }
     }
 
-    /// Factor on cos and sin (YaRN's attention temperature); 1 for every other rule.
+    /// Factor on cos and sin (YaRN's attention temperature, LongRoPE's); 1 for every other rule.
     pub fn attention_factor(&self) -> f64 {
-        match self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+        match &self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } => *attention_factor,
+            RopeScaling::Long { short, .. } => short.attention_factor,
             _ => 1.0,
         }
+    }
+
+    /// Where longer sequences turn by another rule: the length up to which this one holds, and the other.
+    pub fn beyond(&self) -> Option<(usize, RopeSpec)> {
+        let RopeScaling::Long { original_context, long, .. } = &self.scaling else { return None };
+        let (original_context, short) = (*original_context, long.clone());
+        let scaling = RopeScaling::Long { original_context, short, long: long.clone() };
+        Some((original_context, RopeSpec { scaling, ..self.clone() }))
     }
 
     /// The divisor of each pair's frequency under the Llama 3.1 rule or given one by one (all ones otherwise): what a
@@ -122,11 +145,17 @@ impl RopeSpec {
         (low, high)
     }
 
-    /// Reads the rope keys of a config: `rope_parameters`, or `rope_theta` beside `rope_scaling`.
+    /// Reads the rope keys of a config: `rope_parameters`, or `rope_theta` beside `rope_scaling`; `theta` is the base
+    /// where the config has none.
     ///
     /// # Errors
     /// A scaling rule this build does not know, a missing or non-positive number.
-    pub(super) fn from_config(config: &Config, dims: usize, max_positions: usize) -> Result<Self, FamilyError> {
+    pub(super) fn from_config(
+        config: &Config,
+        dims: usize,
+        max_positions: usize,
+        theta: f64,
+    ) -> Result<Self, FamilyError> {
         let keys = config.rope()?;
         if let Some(part) = keys.partial_rotary_factor.filter(|&part| part != 1.0) {
             return Err(FamilyError::Unsupported {
@@ -141,7 +170,7 @@ impl RopeSpec {
                 wanted: "an even number".to_owned(),
             });
         }
-        let theta = positive("rope_theta", keys.theta)?.unwrap_or(10_000.0);
+        let theta = positive("rope_theta", keys.theta)?.unwrap_or(theta);
         Ok(RopeSpec { theta, dims, pairing: Pairing::Half, scaling: scaling(&keys, dims, max_positions)? })
     }
 }
@@ -164,7 +193,11 @@ fn scaling(keys: &Rope, dims: usize, max_positions: usize) -> Result<RopeScaling
     };
     let original_context = keys.original_max_position_embeddings.map_or(max_positions, |n| n as usize);
     match keys.kind.as_str() {
-        "default" => Ok(RopeScaling::Default),
+        // At text positions the three position ids of "mrope" are one and the same: its sections make no difference.
+        "default" | "mrope" => {
+            check_sections(keys, dims)?;
+            Ok(RopeScaling::Default)
+        }
         "linear" => Ok(RopeScaling::Linear { factor: required("factor", keys.factor)? }),
         "llama3" => Ok(RopeScaling::Llama3 {
             factor: required("factor", keys.factor)?,
@@ -173,22 +206,63 @@ fn scaling(keys: &Rope, dims: usize, max_positions: usize) -> Result<RopeScaling
             original_context,
         }),
         "divisors" => divisors(keys, dims),
+        "longrope" | "su" => longrope(keys, dims, original_context, max_positions),
         "yarn" => yarn(keys, original_context, max_positions),
         other => Err(FamilyError::Unsupported {
             what: format!("rope scaling {other:?}"),
-            supported: "default, linear, llama3, yarn".to_owned(),
+            supported: "default, linear, llama3, longrope, mrope, yarn".to_owned(),
         }),
     }
 }
 
 fn divisors(keys: &Rope, dims: usize) -> Result<RopeScaling, FamilyError> {
-    let list = keys.raw.get("divisors").and_then(serde_json::Value::as_array);
+    factors(keys, "divisors", dims).map(RopeScaling::Divisors)
+}
+
+/// A list with one positive number for each pair.
+fn factors(keys: &Rope, key: &str, dims: usize) -> Result<Vec<f64>, FamilyError> {
+    let list = keys.raw.get(key).and_then(serde_json::Value::as_array);
     let list: Option<Vec<f64>> = list.and_then(|items| items.iter().map(|v| v.as_f64().filter(|n| *n > 0.0)).collect());
-    let list = list.filter(|list| list.len() == dims / 2);
-    list.map(RopeScaling::Divisors).ok_or_else(|| FamilyError::BadKey {
-        key: "rope_scaling.divisors".to_owned(),
-        found: "another list".to_owned(),
-        wanted: format!("{} positive numbers", dims / 2),
+    list.filter(|list| list.len() == dims / 2).ok_or_else(|| FamilyError::BadKey {
+        key: format!("rope_scaling.{key}"),
+        found: keys.raw.get(key).map_or("missing".to_owned(), |_| "another list".to_owned()),
+        wanted: format!("a list of {} positive numbers", dims / 2),
+    })
+}
+
+/// The sections of a multimodal rope must share the pairs out among time, height and width.
+fn check_sections(keys: &Rope, dims: usize) -> Result<(), FamilyError> {
+    let Some(sections) = keys.raw.get("mrope_section").filter(|value| !value.is_null()) else { return Ok(()) };
+    let numbers = sections.as_array().map(|list| list.iter().filter_map(serde_json::Value::as_u64).sum::<u64>());
+    if numbers == Some(dims as u64 / 2) {
+        return Ok(());
+    }
+    Err(FamilyError::BadKey {
+        key: "rope_scaling.mrope_section".to_owned(),
+        found: sections.to_string(),
+        wanted: format!("counts of pairs that add up to {}", dims / 2),
+    })
+}
+
+/// The factor on cos and sin is stated for both lengths (`short_mscale`, `long_mscale`), or once, or follows from the
+/// stretch.
+fn longrope(
+    keys: &Rope,
+    dims: usize,
+    original_context: usize,
+    max_positions: usize,
+) -> Result<RopeScaling, FamilyError> {
+    let factor = keys.factor.unwrap_or(max_positions as f64 / original_context as f64);
+    let implied = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original_context as f64).ln()).sqrt() };
+    let stretch = |list: &str, mscale: &str| {
+        let mscale = keys.raw.get(mscale).and_then(serde_json::Value::as_f64);
+        let attention_factor = mscale.or(keys.attention_factor).unwrap_or(implied);
+        Ok::<Stretch, FamilyError>(Stretch { divisors: factors(keys, list, dims)?, attention_factor })
+    };
+    Ok(RopeScaling::Long {
+        original_context,
+        short: stretch("short_factor", "short_mscale")?,
+        long: stretch("long_factor", "long_mscale")?,
     })
 }
 

@@ -88,8 +88,8 @@ fn what_cannot_be_computed_is_refused_by_name() {
     let fault = refused(("hidden_act", json!("gelu")));
     insta::assert_snapshot!(fault, @r#"config key hidden_act = "gelu" is not supported"#);
     assert_eq!(fault.hint.as_deref(), Some("supported: silu"));
-    let fault = refused(("rope_scaling", json!({"rope_type": "longrope"})));
-    insta::assert_snapshot!(fault, @r#"rope scaling "longrope" is not supported"#);
+    let fault = refused(("rope_scaling", json!({"rope_type": "dynamic"})));
+    insta::assert_snapshot!(fault, @r#"rope scaling "dynamic" is not supported"#);
     let fault = refused(("model_type", json!("bert")));
     insta::assert_snapshot!(fault, @r#"model type "bert" is not one this build knows"#);
     assert!(fault.hint.is_some_and(|h| h.contains("llama")));
@@ -100,19 +100,23 @@ fn what_cannot_be_computed_is_refused_by_name() {
 }
 
 #[test]
-fn a_sliding_window_is_refused_only_where_it_cuts() {
-    let with = |window: usize, on: bool, first: usize| {
-        spec(|map| {
+fn a_sliding_window_stands_only_where_it_cuts() {
+    let windows = |window: usize, on: bool, first: usize| {
+        let spec = spec(|map| {
             map.insert("model_type".to_owned(), json!("qwen2"));
             map.insert("sliding_window".to_owned(), json!(window));
             map.insert("use_sliding_window".to_owned(), json!(on));
             map.insert("max_window_layers".to_owned(), json!(first));
         })
+        .unwrap();
+        let windows: Vec<_> = spec.blocks.iter().map(|b| b.attention().unwrap().window).collect();
+        assert_eq!(gguf_tensors(&spec).is_err(), windows.iter().any(Option::is_some), "GGUF cannot say it");
+        windows
     };
-    assert!(with(128, false, 0).is_ok());
-    assert!(with(128, true, 2).is_ok(), "no layer slides");
-    assert!(with(512, true, 0).is_ok(), "the window is as long as the context");
-    assert!(with(128, true, 1).is_err());
+    assert_eq!(windows(128, false, 0), [None, None]);
+    assert_eq!(windows(128, true, 2), [None, None], "no layer slides");
+    assert_eq!(windows(512, true, 0), [None, None], "the window is as long as the context");
+    assert_eq!(windows(128, true, 1), [None, Some(128)]);
 }
 
 #[test]
@@ -130,6 +134,16 @@ fn rope_rules_change_the_frequencies_as_published() {
     let divisors = llama3.frequency_divisors();
     assert_eq!((divisors[0], divisors[7]), (1.0, 8.0), "short wavelengths stay, long ones slow down");
     assert!(divisors.windows(2).all(|pair| pair[0] <= pair[1]));
+
+    let lists = |short: f64, long: f64| json!({"rope_type": "longrope", "original_max_position_embeddings": 64,
+        "short_factor": vec![short; 8], "long_factor": vec![long; 8], "short_mscale": 1.1});
+    let longrope = rope(lists(2.0, 5.0));
+    assert!(plain.iter().zip(longrope.inverse_frequencies()).all(|(p, l)| (p / 2.0 - l).abs() < 1e-12));
+    let (length, beyond) = longrope.beyond().unwrap();
+    assert_eq!((length, longrope.attention_factor()), (64, 1.1));
+    assert!(plain.iter().zip(beyond.inverse_frequencies()).all(|(p, l)| (p / 5.0 - l).abs() < 1e-12));
+    // Nothing says it: the square root of 1 + ln(512 / 64) / ln(64).
+    assert!((beyond.attention_factor() - 1.5f64.sqrt()).abs() < 1e-12);
 
     let yarn = rope(json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}));
     assert!((yarn.attention_factor() - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);

@@ -2,7 +2,7 @@
 //!
 //! Both forms differ in a few keys (`torch_dtype`/`dtype`, `rope_theta` + `rope_scaling`/`rope_parameters`,
 //! `num_experts`/`num_local_experts`); the getters here read either. A key that is `null` counts as absent. Keys are
-//! looked up at the top level first, then in `text_config` (models with more than one modality keep theirs there).
+//! looked up at the top level first, then where models of more than one modality keep those of the language model.
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,10 @@ use crate::recipe::json::{self, Node, Style};
 
 /// The keys under which families count their routed experts.
 const EXPERT_COUNT_KEYS: [&str; 3] = ["num_experts", "num_local_experts", "n_routed_experts"];
+
+/// Where keys of the language model may stand: at the top, or where models of more than one modality keep them. The
+/// first place that has a key counts.
+const LEVELS: [&[&str]; 4] = [&[], &["text_config"], &["thinker_config"], &["thinker_config", "text_config"]];
 
 /// A parsed configuration that remembers where it came from, so that every error names file and key.
 #[derive(Clone, Debug)]
@@ -67,10 +71,14 @@ impl Config {
         &self.root
     }
 
+    /// The objects a key may stand in, first the one that counts.
+    fn levels(&self) -> impl Iterator<Item = &Map<String, Value>> {
+        LEVELS.iter().filter_map(|path| path.iter().try_fold(&self.root, |map, key| map.get(*key)?.as_object()))
+    }
+
     /// The value of a key that is present and not null.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        let inner = self.root.get("text_config").and_then(Value::as_object);
-        [Some(&self.root), inner].into_iter().flatten().find_map(|map| map.get(key).filter(|value| !value.is_null()))
+        self.levels().find_map(|map| map.get(key).filter(|value| !value.is_null()))
     }
 
     pub fn opt_str(&self, key: &str) -> Result<Option<&str>, ModelError> {
@@ -168,34 +176,31 @@ impl Config {
         EXPERT_COUNT_KEYS.into_iter().find(|key| self.get(key).is_some()).unwrap_or(EXPERT_COUNT_KEYS[0])
     }
 
-    /// Sets every expert count that is present, at the top level and in `text_config`. Returns how many were set.
+    /// Sets every expert count that is present, wherever keys may stand. Returns how many were set.
     pub fn set_experts(&mut self, count: usize) -> usize {
         let mut set = 0;
-        let mut edit = |map: &mut Map<String, Value>| {
+        for path in LEVELS {
+            let Some(map) = self.level_mut(path) else { continue };
             for key in EXPERT_COUNT_KEYS {
                 if let Some(value) = map.get_mut(key).filter(|value| !value.is_null()) {
                     *value = Value::from(count);
                     set += 1;
                 }
             }
-        };
-        edit(&mut self.root);
-        if let Some(Value::Object(inner)) = self.root.get_mut("text_config") {
-            edit(inner);
         }
         set
     }
 
-    /// Sets a key where it stands (top level, else `text_config`), or appends it at the top level.
+    /// Sets a key in the first place where it stands, or appends it at the top level.
     pub fn set(&mut self, key: &str, value: Value) {
-        if !self.root.contains_key(key)
-            && let Some(Value::Object(inner)) = self.root.get_mut("text_config")
-            && inner.contains_key(key)
-        {
-            inner.insert(key.to_owned(), value);
-        } else {
-            self.root.insert(key.to_owned(), value);
+        let path = LEVELS.into_iter().find(|path| self.level_mut(path).is_some_and(|map| map.contains_key(key)));
+        if let Some(map) = self.level_mut(path.unwrap_or_default()) {
+            map.insert(key.to_owned(), value);
         }
+    }
+
+    fn level_mut(&mut self, path: &[&str]) -> Option<&mut Map<String, Value>> {
+        path.iter().try_fold(&mut self.root, |map, key| map.get_mut(*key)?.as_object_mut())
     }
 
     /// Rotary settings from `rope_parameters`, or from `rope_theta` and `rope_scaling`.

@@ -22,8 +22,8 @@ struct Row {
     name: &'static str,
     /// Values of `model_type` in config.json.
     model_types: &'static [&'static str],
-    /// `general.architecture` in GGUF files.
-    gguf_architecture: &'static str,
+    /// `general.architecture` in GGUF files; `null` where this build writes and reads none.
+    gguf_architecture: Option<&'static str>,
 }
 
 impl Verb for Args {
@@ -31,10 +31,10 @@ impl Verb for Args {
         let row = |family: &&'static dyn crate::family::Family| Row {
             name: family.name(),
             model_types: family.model_types(),
-            gguf_architecture: family.gguf().arch,
+            gguf_architecture: family.gguf().map(|rules| rules.arch),
         };
         desk.answer(&Families { families: FAMILIES.iter().map(row).collect() }, |document, printer| {
-            let cells = |row: &Row| vec![row.name.into(), row.model_types.join(", "), row.gguf_architecture.into()];
+            let cells = |row: &Row| vec![row.name.into(), row.model_types.join(", "), row.gguf_architecture.unwrap_or("-").into()];
             let rows: Vec<Vec<String>> = document.families.iter().map(cells).collect();
             for line in columns("", &["FAMILY", "MODEL TYPES", "GGUF"], &rows) {
                 printer.line(line)?;

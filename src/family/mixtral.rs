@@ -1,0 +1,34 @@
+//! Mixtral: Llama attention, every block a mixture whose chosen weights are renormalised.
+
+use super::decoder::{self, ExpertNames, Experts, Traits, Window};
+use super::keys::Keys;
+use super::spec::RoutingRule;
+use super::{Alias, Family, FamilyError, ModelSpec};
+use crate::model::Config;
+
+pub struct Mixtral;
+
+impl Family for Mixtral {
+    fn name(&self) -> &'static str {
+        "mixtral"
+    }
+
+    fn model_types(&self) -> &'static [&'static str] {
+        &["mixtral"]
+    }
+
+    fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
+        let window = Window::Always;
+        let traits = Traits { window, theta: 1e6, experts: Some(experts), ..Traits::of(self.name()) };
+        decoder::spec(&traits, config)
+    }
+
+    fn aliases(&self) -> &'static [Alias] {
+        &[Alias::Part(".mlp.", ".block_sparse_moe.")]
+    }
+}
+
+fn experts(keys: &Keys<'_>) -> Result<Experts, FamilyError> {
+    let rule = RoutingRule::SoftmaxTopK { renormalise: true };
+    Ok(Experts { rule, names: ExpertNames::BLOCK_SPARSE, ..decoder::experts(keys, "intermediate_size")? })
+}
