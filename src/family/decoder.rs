@@ -13,13 +13,6 @@ use super::spec::{
 };
 use crate::model::Config;
 
-/// How a family's head width is found when the config does not say.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum HeadDim {
-    HiddenPerHead,
-    Fixed(usize),
-}
-
 /// Which of a layer's projections carry a bias.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum AttentionBias {
@@ -54,7 +47,6 @@ pub(super) struct Traits {
     pub family: &'static str,
     /// What the names of all tensors but the head's begin with.
     pub root: &'static str,
-    pub head_dim: HeadDim,
     pub attention_bias: AttentionBias,
     /// The config key `mlp_bias` is honoured.
     pub mlp_bias: bool,
@@ -74,7 +66,6 @@ impl Traits {
         Traits {
             family,
             root: "model",
-            head_dim: HeadDim::HiddenPerHead,
             attention_bias: AttentionBias::FromConfig,
             mlp_bias: false,
             qk_norm: QkNorm::None,
@@ -292,11 +283,7 @@ impl<'a> Geometry<'a> {
                 wanted: format!("a divisor of num_attention_heads = {heads}"),
             });
         }
-        let head_dim = match (keys.count("head_dim")?, traits.head_dim) {
-            (Some(given), _) => given,
-            (None, HeadDim::HiddenPerHead) => hidden / heads,
-            (None, HeadDim::Fixed(width)) => width,
-        };
+        let head_dim = keys.count("head_dim")?.unwrap_or(hidden / heads);
         let (qkv_bias, o_bias) = match traits.attention_bias {
             AttentionBias::Qkv => (true, false),
             AttentionBias::FromConfig => {
