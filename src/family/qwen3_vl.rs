@@ -17,8 +17,7 @@ impl Family for Qwen3Vl {
     }
 
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
-        let traits =
-            Traits { root: "model.language_model", qk_norm: QkNorm::Heads, ..Traits::of(self.name()) };
+        let traits = Traits { root: "model.language_model", qk_norm: QkNorm::Heads, ..Traits::of(self.name()) };
         let mut spec = decoder::spec(&traits, config)?;
         spec.carried.push(decoder::carried(&Keys(config), "vision tower", "model.visual.", "vision_config"));
         Ok(spec)

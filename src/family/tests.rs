@@ -135,8 +135,10 @@ fn rope_rules_change_the_frequencies_as_published() {
     assert_eq!((divisors[0], divisors[7]), (1.0, 8.0), "short wavelengths stay, long ones slow down");
     assert!(divisors.windows(2).all(|pair| pair[0] <= pair[1]));
 
-    let lists = |short: f64, long: f64| json!({"rope_type": "longrope", "original_max_position_embeddings": 64,
-        "short_factor": vec![short; 8], "long_factor": vec![long; 8], "short_mscale": 1.1});
+    let lists = |short: f64, long: f64| {
+        json!({"rope_type": "longrope", "original_max_position_embeddings": 64,
+        "short_factor": vec![short; 8], "long_factor": vec![long; 8], "short_mscale": 1.1})
+    };
     let longrope = rope(lists(2.0, 5.0));
     assert!(plain.iter().zip(longrope.inverse_frequencies()).all(|(p, l)| (p / 2.0 - l).abs() < 1e-12));
     let (length, beyond) = longrope.beyond().unwrap();

@@ -34,7 +34,9 @@ impl Verb for Args {
             gguf_architecture: family.gguf().map(|rules| rules.arch),
         };
         desk.answer(&Families { families: FAMILIES.iter().map(row).collect() }, |document, printer| {
-            let cells = |row: &Row| vec![row.name.into(), row.model_types.join(", "), row.gguf_architecture.unwrap_or("-").into()];
+            let cells = |row: &Row| {
+                vec![row.name.into(), row.model_types.join(", "), row.gguf_architecture.unwrap_or("-").into()]
+            };
             let rows: Vec<Vec<String>> = document.families.iter().map(cells).collect();
             for line in columns("", &["FAMILY", "MODEL TYPES", "GGUF"], &rows) {
                 printer.line(line)?;
