@@ -2,7 +2,7 @@
 """A mixture of experts of any size with random weights, for measuring how fast weights move (scripts/bench.sh).
 
     pip install numpy
-    python scripts/make_synthetic_moe.py FOLDER [--megabytes 500] [--tokenizer MODEL_FOLDER]
+    python scripts/make_synthetic_moe.py FOLDER [--megabytes 500] [--experts 32 --top-k 4] [--tokenizer MODEL_FOLDER]
 
 Writes the published qwen3_moe layout (config.json, bf16 shards with an index) and `importance.json`: made-up activation
 counts that a recipe's expert-prune stage can name as `importanceJson`, so that pruning needs no pass over the model.
@@ -16,7 +16,8 @@ import shutil
 
 import numpy as np
 
-HIDDEN, INNER, EXPERTS, TOP_K, VOCAB = 1024, 512, 32, 4, 2048
+HIDDEN, INNER, VOCAB = 1024, 512, 2048
+EXPERTS, TOP_K = 32, 4  # unless the command line says otherwise
 HEADS, KV_HEADS, HEAD_DIM = 8, 2, 64
 TENSORS_PER_SHARD_BYTES = 200_000_000
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -62,8 +63,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--megabytes", type=int, default=500)
+    parser.add_argument("--experts", type=int, default=EXPERTS)
+    parser.add_argument("--top-k", type=int, default=TOP_K)
     parser.add_argument("--tokenizer", type=pathlib.Path)
     args = parser.parse_args()
+    globals().update(EXPERTS=args.experts, TOP_K=args.top_k)
     layers = max(1, round(args.megabytes * 1e6 / sum(size(s) for _, s in layer_shapes(0))))
     args.folder.mkdir(parents=True, exist_ok=True)
 
