@@ -5,14 +5,17 @@
     python scripts/make_fixtures.py [NAME ...]
 
 Every folder holds `config.json`, the weights in bf16 (`model.safetensors`, or two shards with an index) in the layout
-published checkpoints have, and `reference.safetensors`: `input_ids` [2, 16] i64 and `logits` [2, 16, vocab] f32, which
-transformers computed in float32 (eager attention) from the bf16 weights. The weights are drawn here, from a generator
-seeded per tensor name, so no default of any library's initialisation or saving enters; transformers must load the
-folder without a missing or unexpected tensor, or the script stops.
+published checkpoints have, and `reference.safetensors`: `input_ids` [2, 24] i64 and `logits` [2, 24, vocab] f32, which
+transformers computed in float32 (eager attention) from the bf16 weights; the same as `input_ids.N` [1, N] and
+`logits.N` for other lengths, among them one past the original context where the position encoding is scaled and one
+past the window where attention slides. The weights are drawn here, from a generator seeded per tensor name, so no
+default of any library's initialisation enters; transformers must load the folder without a missing or unexpected
+tensor, or the script stops. The families that come in several layouts are in fixture_families.py.
 
 What makes a wrong implementation visible: hidden size, head width, feed-forward width and its double all differ;
 every norm weight and bias is perturbed; the attention weights are large enough that the position encoding matters
-(the script checks that a scaled rope moves the logits); a router's choice is never a near tie (checked as well).
+(the script checks that a scaled rope moves the logits); a router's choice is never a near tie (checked as well: the
+logits hardly move when the router's rows do).
 Row lengths are multiples of 32 everywhere, so that block formats apply. `qwen3_moe-text` has a tokenizer too
 (scripts/make_tokenizer_fixtures.py), so that a test can send a text through the whole line. Same versions of the
 packages, same bytes.
@@ -29,11 +32,13 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+import fixture_families  # noqa: E402
+
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "models"
-VOCAB, BATCH, LENGTH = 96, 2, 16
+VOCAB, BATCH, LENGTH, SHORT = 96, 2, 24, [1, 7]
 
 SMALL = dict(hidden_size=32, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
 WIDE = dict(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
@@ -82,23 +87,23 @@ def as_transformers_5(hub):
 
 
 FIXTURES = {
-    # name: (config, number of shards)
-    "llama": (llama(**WIDE), 1),
-    "llama-tied-llama3-rope": (llama(**SMALL, tie_word_embeddings=True, rope_scaling=LLAMA3), 1),
-    "llama-biases": (llama(**SMALL, attention_bias=True, mlp_bias=True), 1),
-    "llama-linear-rope": (llama(**SMALL, num_hidden_layers=1, rope_scaling=LINEAR), 1),
-    "qwen2-tied": (qwen2(**WIDE, num_hidden_layers=1, tie_word_embeddings=True), 1),
-    "qwen3": (qwen3(**WIDE, num_hidden_layers=1, head_dim=24), 1),
-    "qwen3-yarn": (qwen3(**SMALL, num_hidden_layers=1, head_dim=16, rope_scaling=YARN), 1),
-    "qwen3_moe": (qwen3_moe(**WIDE, num_hidden_layers=1, head_dim=24, num_experts=4, moe_intermediate_size=96), 1),
+    # name: (config, number of shards, lengths beyond 1, 7 and 24)
+    "llama": (llama(**WIDE), 1, []),
+    "llama-tied-llama3-rope": (llama(**SMALL, tie_word_embeddings=True, rope_scaling=LLAMA3), 1, []),
+    "llama-biases": (llama(**SMALL, attention_bias=True, mlp_bias=True), 1, []),
+    "llama-linear-rope": (llama(**SMALL, num_hidden_layers=1, rope_scaling=LINEAR), 1, []),
+    "qwen2-tied": (qwen2(**WIDE, num_hidden_layers=1, tie_word_embeddings=True), 1, []),
+    "qwen3": (qwen3(**WIDE, num_hidden_layers=1, head_dim=24), 1, []),
+    "qwen3-yarn": (qwen3(**SMALL, num_hidden_layers=1, head_dim=16, rope_scaling=YARN), 1, [40]),
+    "qwen3_moe": (qwen3_moe(**WIDE, num_hidden_layers=1, head_dim=24, num_experts=4, moe_intermediate_size=96), 1, []),
     "qwen3_moe-mixed-tied": (qwen3_moe(**SMALL, num_hidden_layers=4, head_dim=24, num_experts=6,
                                        moe_intermediate_size=64, norm_topk_prob=False, decoder_sparse_step=2,
-                                       mlp_only_layers=[1], tie_word_embeddings=True), 1),
-    "qwen3_moe-sharded": (qwen3_moe(**SMALL, head_dim=16, num_experts=5, moe_intermediate_size=64), 2),
+                                       mlp_only_layers=[1], tie_word_embeddings=True), 1, []),
+    "qwen3_moe-sharded": (qwen3_moe(**SMALL, head_dim=16, num_experts=5, moe_intermediate_size=64), 2, []),
     "qwen3_moe-transformers5": (as_transformers_5(qwen3_moe(**SMALL, num_hidden_layers=1, head_dim=16, num_experts=6,
-                                                            moe_intermediate_size=64, rope_theta=500000.0)), 1),
+                                                            moe_intermediate_size=64, rope_theta=500000.0)), 1, []),
     "qwen3_moe-text": (qwen3_moe(**SMALL, head_dim=16, num_experts=4, moe_intermediate_size=64, vocab_size=558,
-                                 tie_word_embeddings=True, bos_token_id=0, eos_token_id=0), 1),
+                                 tie_word_embeddings=True, bos_token_id=0, eos_token_id=0), 1, []),
 }
 
 
@@ -199,28 +204,58 @@ def open_reference(folder, **changes):
     return model.eval()
 
 
-def router_margin(model, ids, top_k):
-    """The gap of the logits of the last expert chosen and the first left out, smallest over all tokens and layers."""
+def unsteady(model, ids):
+    """How far the logits move when every router's rows move a little: far, where a choice of experts is a near tie."""
+    routers = {n: p for n, p in model.named_parameters() if fixture_families.is_router(n)}
+    if not routers:
+        return None
     with torch.no_grad():
-        routed = model(input_ids=ids, output_router_logits=True).router_logits
-    gaps = [l.sort(-1, descending=True).values for l in routed if l is not None]
-    return min((g[:, top_k - 1] - g[:, top_k]).min().item() for g in gaps)
+        logits, kept, far = model(input_ids=ids).logits, {n: p.clone() for n, p in routers.items()}, 0.0
+        for seed in range(4):
+            for n, p in routers.items():
+                noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+                p.copy_(kept[n] + 5e-4 * noise / p.shape[1] ** 0.5)
+            far = max(far, (model(input_ids=ids).logits - logits).abs().max().item())
+        for n, p in routers.items():
+            p.copy_(kept[n])
+    return far
 
 
-def input_ids(model, c):
-    """Random ids for which no router is near a tie, and the smallest margin (None without routers)."""
-    for seed in range(7, 200):
-        ids = torch.randint(3, c["vocab_size"], (BATCH, LENGTH), generator=torch.Generator().manual_seed(seed))
-        if "num_experts_per_tok" not in c:
-            return ids, None
-        gap = router_margin(model, ids, c["num_experts_per_tok"])
-        if gap > 5e-3:
-            return ids, gap
+def input_ids(model, vocab, longest):
+    """Random ids with which no router is near a tie, and how far the logits moved (None without routers)."""
+    for seed in range(7, 400):
+        ids = torch.randint(3, vocab, (BATCH, longest), generator=torch.Generator().manual_seed(seed))
+        moved = unsteady(model, ids)
+        if moved is None or moved < 0.02 * model(input_ids=ids).logits.std():
+            return ids, moved
     sys.exit("every draw of input ids leaves a router near a tie")
 
 
+def write_reference(folder, model, vocab, more_lengths, words):
+    """The logits of every length: `input_ids` and `logits` of 24 tokens, `input_ids.N` and `logits.N` of N tokens."""
+    with torch.no_grad():
+        longest = max([LENGTH, *more_lengths])
+        ids, moved = input_ids(model, vocab, longest)
+        out = {"input_ids": ids[:, :LENGTH].clone()}
+        out["logits"] = model(input_ids=out["input_ids"]).logits.float().contiguous()
+        for length in [*SHORT, *more_lengths]:
+            out[f"input_ids.{length}"] = ids[:1, :length].clone()
+            out[f"logits.{length}"] = model(input_ids=out[f"input_ids.{length}"]).logits.float().contiguous()
+    save_file(out, folder / "reference.safetensors")
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes 0600
+    size = sum(f.stat().st_size for f in folder.iterdir())
+    words = [f"logit std {out['logits'].std():.2f}", *words]
+    if moved is not None:
+        words.append(f"a nudge to the routers moves the logits by {moved:.1e}")
+    print(f"{folder.name:26} {size:8,} bytes  {', '.join(words)}", flush=True)
+    return size
+
+
 def make(name):
-    c, shards = FIXTURES[name]
+    if name in fixture_families.FIXTURES:
+        return make_family(name)
+    c, shards, more_lengths = FIXTURES[name]
     folder = ROOT / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -229,27 +264,33 @@ def make(name):
     write_weights(folder, tensors, shards)
     if name.endswith("-text"):
         write_tokenizer(folder, c)
-    model = open_reference(folder)
-    ids, gap = input_ids(model, c)
-    with torch.no_grad():
-        logits = model(input_ids=ids).logits.float().contiguous()
-    notes = f"logit std {logits.std():.2f}"
+    model, words = open_reference(folder), []
     if c.get("rope_scaling"):
         plain = open_reference(folder, rope_parameters={"rope_type": "default", "rope_theta": c["rope_theta"]})
+        ids = torch.arange(3, 3 + LENGTH).unsqueeze(0)
         with torch.no_grad():
-            moved = (plain(input_ids=ids).logits - logits).abs().max().item()
+            moved = (plain(input_ids=ids).logits - model(input_ids=ids).logits).abs().max().item()
         assert moved > 0.05, f"{name}: rope scaling moves the logits by {moved} only"
-        notes += f", without rope scaling off by {moved:.2f}"
-    if gap is not None:
-        notes += f", smallest router margin {gap:.1e}"
-    save_file({"input_ids": ids, "logits": logits}, folder / "reference.safetensors")
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes 0600
-    size = sum(f.stat().st_size for f in folder.iterdir())
-    print(f"{name:26} {len(tensors):3} tensors {size:8,} bytes  {notes}", flush=True)
-    return size
+        words.append(f"without rope scaling off by {moved:.2f}")
+    return write_reference(folder, model, c["vocab_size"], more_lengths, words)
+
+
+def make_family(name):
+    """A fixture of fixture_families.py. Whatever its layout, transformers must compute what the model in memory does."""
+    group, folder = fixture_families.FIXTURES[name], ROOT / name
+    in_memory = fixture_families.build(group)
+    fixture_families.write(group, in_memory, folder)
+    model = fixture_families.reopen(group, folder, torch.float32)
+    in_memory.set_attn_implementation("eager")
+    if group == "phimoe-longrope":
+        fixture_families.use_long_factors(in_memory)
+    ids = torch.arange(3, 3 + LENGTH).unsqueeze(0)
+    with torch.no_grad():
+        apart = (in_memory(input_ids=ids).logits - model(input_ids=ids).logits).abs().max().item()
+    assert apart < 1e-5, f"{name}: as written it computes something else, by {apart}"
+    return write_reference(folder, model, fixture_families.VOCAB - 10, fixture_families.GROUPS[group][2], [])
 
 
 if __name__ == "__main__":
     print("torch", torch.__version__, "transformers", transformers.__version__)
-    print(f"{sum(map(make, sys.argv[1:] or FIXTURES)):,} bytes in all")
+    print(f"{sum(map(make, sys.argv[1:] or [*FIXTURES, *fixture_families.FIXTURES])):,} bytes in all")
