@@ -5,10 +5,12 @@
 //! its block; a new format is one file and one line in [`CODECS`].
 mod dtype;
 mod finite;
+mod mxfp4;
 mod widen;
 
 pub use dtype::Dtype;
 pub use finite::{first_beyond, first_non_finite};
+pub use mxfp4::{MXFP4_BLOCK, MXFP4_BYTES, mxfp4_to_bf16};
 pub use widen::{narrow_to_bf16, widen_bf16, widen_f16, widen_plain};
 
 /// One number format.

@@ -167,7 +167,7 @@ struct Geometry<'a> {
 /// A key that is missing or has a wrong value; an activation or rope rule this build does not compute.
 pub(super) fn spec(traits: &Traits, config: &Config) -> Result<ModelSpec, FamilyError> {
     let keys = Keys(config);
-    refuse_unknown_arithmetic(&keys)?;
+    keys.refuse_activation()?;
     let layers = keys.required_count("num_hidden_layers")?;
     let geometry = Geometry::read(traits, &keys, layers)?;
     let experts = traits.experts.map(|read| read(&keys)).transpose()?;
@@ -235,16 +235,6 @@ pub(super) fn experts(keys: &Keys<'_>, width: &str) -> Result<Experts, FamilyErr
     })
 }
 
-fn refuse_unknown_arithmetic(keys: &Keys<'_>) -> Result<(), FamilyError> {
-    match keys.text("hidden_act")? {
-        None | Some("silu" | "swish") => Ok(()),
-        Some(other) => Err(FamilyError::Unsupported {
-            what: format!("config key hidden_act = {other:?}"),
-            supported: "silu".to_owned(),
-        }),
-    }
-}
-
 /// Each layer's window, where it cuts anything off within the positions the model is made for.
 fn windows(traits: &Traits, keys: &Keys<'_>, layers: usize) -> Result<Vec<Option<usize>>, FamilyError> {
     let whole = vec![None; layers];
@@ -274,15 +264,7 @@ fn windows(traits: &Traits, keys: &Keys<'_>, layers: usize) -> Result<Vec<Option
 impl<'a> Geometry<'a> {
     fn read(traits: &'a Traits, keys: &Keys<'_>, layers: usize) -> Result<Self, FamilyError> {
         let hidden = keys.required_count("hidden_size")?;
-        let heads = keys.required_count("num_attention_heads")?;
-        let kv_heads = keys.count("num_key_value_heads")?.unwrap_or(heads);
-        if !heads.is_multiple_of(kv_heads) {
-            return Err(FamilyError::BadKey {
-                key: "num_key_value_heads".to_owned(),
-                found: kv_heads.to_string(),
-                wanted: format!("a divisor of num_attention_heads = {heads}"),
-            });
-        }
+        let (heads, kv_heads) = keys.heads()?;
         let head_dim = keys.count("head_dim")?.unwrap_or(hidden / heads);
         let (qkv_bias, o_bias) = match traits.attention_bias {
             AttentionBias::Qkv => (true, false),

@@ -80,4 +80,53 @@ impl<'a> Keys<'a> {
         let list = value.as_array().and_then(|items| items.iter().map(Value::as_str).collect());
         list.map(Some).ok_or_else(|| Self::bad(key, value, "a list of strings"))
     }
+
+    /// Refuses a config whose MLPs are not gated by SiLU.
+    pub fn refuse_activation(&self) -> Result<(), FamilyError> {
+        match self.text("hidden_act")? {
+            None | Some("silu" | "swish") => Ok(()),
+            Some(other) => Err(FamilyError::Unsupported {
+                what: format!("config key hidden_act = {other:?}"),
+                supported: "silu".to_owned(),
+            }),
+        }
+    }
+
+    /// Query heads and key/value heads.
+    pub fn heads(&self) -> Result<(usize, usize), FamilyError> {
+        let heads = self.required_count("num_attention_heads")?;
+        let kv_heads = self.count("num_key_value_heads")?.unwrap_or(heads);
+        if heads.is_multiple_of(kv_heads) {
+            return Ok((heads, kv_heads));
+        }
+        Err(FamilyError::BadKey {
+            key: "num_key_value_heads".to_owned(),
+            found: kv_heads.to_string(),
+            wanted: format!("a divisor of num_attention_heads = {heads}"),
+        })
+    }
+
+    /// The kind of every layer: `layer_types`, or what the family does without it.
+    pub fn layer_kinds(
+        &self,
+        layers: usize,
+        known: &[&'static str],
+        usual: impl Fn(usize) -> &'static str,
+    ) -> Result<Vec<&'static str>, FamilyError> {
+        let Some(kinds) = self.texts("layer_types")? else { return Ok((0..layers).map(usual).collect()) };
+        if kinds.len() != layers {
+            return Err(FamilyError::BadKey {
+                key: "layer_types".to_owned(),
+                found: format!("{} kinds", kinds.len()),
+                wanted: format!("one for each of the {layers} layers"),
+            });
+        }
+        let kind = |found: &str| {
+            known.iter().copied().find(|kind| *kind == found).ok_or_else(|| FamilyError::Unsupported {
+                what: format!("config key layer_types with {found:?}"),
+                supported: known.join(", "),
+            })
+        };
+        kinds.into_iter().map(kind).collect()
+    }
 }

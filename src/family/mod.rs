@@ -83,6 +83,8 @@ pub struct GgufRules {
 crate::registry! {
     /// Every family this build can run.
     pub FAMILIES: dyn Family {
+        deepseek_v2 => DeepseekV2,
+        gpt_oss => GptOss,
         granitemoe => GraniteMoe,
         llama => Llama,
         mixtral => Mixtral,
@@ -92,6 +94,8 @@ crate::registry! {
         qwen2_5_omni => Qwen25Omni,
         qwen2_5_vl => Qwen25Vl,
         qwen3 => Qwen3,
+        qwen3_5 => Qwen35,
+        qwen3_5_moe => Qwen35Moe,
         qwen3_moe => Qwen3Moe,
         qwen3_vl => Qwen3Vl,
         qwen3_vl_moe => Qwen3VlMoe,

@@ -163,6 +163,31 @@ impl RopeSpec {
                 supported: "1 (the whole head is rotated)".to_owned(),
             });
         }
+        Self::read(&keys, dims, max_positions, theta)
+    }
+
+    /// As [`RopeSpec::from_config`] for a family that turns only the first part of a head: `usual` of it unless the
+    /// config says otherwise.
+    pub(super) fn of_part(
+        config: &Config,
+        head_dim: usize,
+        usual: f64,
+        max_positions: usize,
+        theta: f64,
+    ) -> Result<Self, FamilyError> {
+        let keys = config.rope()?;
+        let part = keys.partial_rotary_factor.unwrap_or(usual);
+        if !(part > 0.0 && part <= 1.0) {
+            return Err(FamilyError::BadKey {
+                key: "partial_rotary_factor".to_owned(),
+                found: part.to_string(),
+                wanted: "a number above 0, at most 1".to_owned(),
+            });
+        }
+        Self::read(&keys, (head_dim as f64 * part) as usize, max_positions, theta)
+    }
+
+    fn read(keys: &Rope, dims: usize, max_positions: usize, theta: f64) -> Result<Self, FamilyError> {
         if dims == 0 || !dims.is_multiple_of(2) {
             return Err(FamilyError::BadKey {
                 key: "head_dim".to_owned(),
@@ -171,7 +196,7 @@ impl RopeSpec {
             });
         }
         let theta = positive("rope_theta", keys.theta)?.unwrap_or(theta);
-        Ok(RopeSpec { theta, dims, pairing: Pairing::Half, scaling: scaling(&keys, dims, max_positions)? })
+        Ok(RopeSpec { theta, dims, pairing: Pairing::Half, scaling: scaling(keys, dims, max_positions)? })
     }
 }
 

@@ -9,7 +9,8 @@
 use super::FamilyError;
 use super::role::Part;
 use super::spec::{LinearSpec, MoeSpec};
-use super::view::{Entry, Take};
+use super::view::{Entry, Take, scales_of};
+use crate::codec::{MXFP4_BLOCK, MXFP4_BYTES};
 use crate::model::TensorMeta;
 
 /// How an expert's matrices lie in its slice of a stack. Axis 0 is the expert in every layout.
@@ -22,14 +23,21 @@ pub enum StackLayout {
     /// As [`StackLayout::InOut`], but gate and up take turns column by column. No shape tells it from `InOut`: only a
     /// family that publishes it accepts it.
     InOutInterleaved,
+    /// In MXFP4, two tensors per stack: `…_blocks` `[E, 2I, H/32, 16]` and `[E, H, I/32, 16]`, gate and up taking turns
+    /// row by row, and `…_scales` with the same first three dimensions.
+    Mxfp4Interleaved,
 }
 
 impl StackLayout {
     /// Shapes of one expert's slices: gate and up, down.
-    fn shapes(self, inner: usize, hidden: usize) -> [[usize; 2]; 2] {
+    fn shapes(self, inner: usize, hidden: usize) -> [Vec<usize>; 2] {
         match self {
-            StackLayout::OutIn => [[2 * inner, hidden], [hidden, inner]],
-            StackLayout::InOut | StackLayout::InOutInterleaved => [[hidden, 2 * inner], [inner, hidden]],
+            StackLayout::OutIn => [vec![2 * inner, hidden], vec![hidden, inner]],
+            StackLayout::InOut | StackLayout::InOutInterleaved => [vec![hidden, 2 * inner], vec![inner, hidden]],
+            StackLayout::Mxfp4Interleaved => {
+                let blocks = |rows, columns: usize| vec![rows, columns.div_ceil(MXFP4_BLOCK), MXFP4_BYTES];
+                [blocks(2 * inner, hidden), blocks(hidden, inner)]
+            }
         }
     }
 
@@ -40,6 +48,8 @@ impl StackLayout {
         match (self, part) {
             (StackLayout::OutIn, Part::Down) => Take::Run { first: slice },
             (StackLayout::OutIn, Part::Gate | Part::Up) => Take::Run { first: 2 * slice + second * inner * hidden },
+            (StackLayout::Mxfp4Interleaved, Part::Down) => Take::Mxfp4 { first: expert * hidden, step: 1 },
+            (StackLayout::Mxfp4Interleaved, _) => Take::Mxfp4 { first: expert * 2 * inner + second, step: 2 },
             (_, Part::Down) => Take::Strided { first: slice, row: 1, col: hidden },
             (StackLayout::InOut, _) => Take::Strided { first: 2 * slice + second * inner, row: 1, col: 2 * inner },
             (StackLayout::InOutInterleaved, _) => Take::Strided { first: 2 * slice + second, row: 2, col: 2 * inner },
@@ -51,7 +61,9 @@ impl StackLayout {
         let second = usize::from(part == Part::Up);
         match (self, part) {
             (_, Part::Down) => Take::Run { first: expert * hidden },
-            (StackLayout::InOutInterleaved, _) => Take::Strided { first: expert * 2 * inner + second, row: 2, col: 1 },
+            (StackLayout::InOutInterleaved | StackLayout::Mxfp4Interleaved, _) => {
+                Take::Strided { first: expert * 2 * inner + second, row: 2, col: 1 }
+            }
             (_, Part::Gate | Part::Up) => Take::Run { first: (expert * 2 + second) * inner },
         }
     }
@@ -85,9 +97,10 @@ pub(super) fn find<'m>(
     accepted: &[StackLayout],
 ) -> Result<Option<Stacks>, FamilyError> {
     let (Some(prefix), Some(first)) = (prefix(moe), moe.experts.first()) else { return Ok(None) };
-    let stack = |ends: [String; 2]| ends.iter().find_map(|end| lookup(&format!("{prefix}.{end}")));
-    let weight = |name: &str| stack([name.to_owned(), format!("{name}.weight")]);
-    let bias = |name: &str| stack([format!("{name}_bias"), format!("{name}.bias")]);
+    let stack = |ends: [String; 3]| ends.iter().find_map(|end| lookup(&format!("{prefix}.{end}")));
+    let weight = |name: &str| stack([name.to_owned(), format!("{name}.weight"), format!("{name}_blocks")]);
+    let bias =
+        |name: &str| lookup(&format!("{prefix}.{name}_bias")).or_else(|| lookup(&format!("{prefix}.{name}.bias")));
     let [gate_up, down] = STACKS.map(|(_, name)| weight(name));
     let (gate_up, down) = match (gate_up, down) {
         (None, None) => return Ok(None),
@@ -103,6 +116,9 @@ pub(super) fn find<'m>(
     let mut found = Stacks { layout, stored: Vec::new(), entries: Vec::new() };
     for ((parts, name), meta) in STACKS.into_iter().zip([gate_up, down]) {
         found.stored.push((meta.name.clone(), parts, false));
+        if layout == StackLayout::Mxfp4Interleaved {
+            found.stored.push((scales(prefix, name, meta, lookup)?, parts, false));
+        }
         found.take(moe, parts, meta, |linear| Some(&linear.weight), |part, e| layout.matrix(part, e, inner, hidden));
         if let Some(meta) = bias(name).filter(|_| first.part(parts[0]).bias.is_some()) {
             let wanted = vec![moe.experts.len(), if parts.len() == 2 { 2 * inner } else { hidden }];
@@ -143,6 +159,24 @@ impl Stacks {
     }
 }
 
+/// The stored name of the scales of a stack of MXFP4 blocks.
+fn scales<'m>(
+    prefix: &str,
+    stack: &str,
+    blocks: &TensorMeta,
+    lookup: &dyn Fn(&str) -> Option<&'m TensorMeta>,
+) -> Result<String, FamilyError> {
+    let name = scales_of(&format!("{prefix}.{stack}_blocks"));
+    let wanted = blocks.shape[..3].to_vec();
+    match lookup(&name) {
+        None => Err(FamilyError::MissingTensor { name, wanted, more: 0 }),
+        Some(found) if found.shape != wanted => {
+            Err(FamilyError::WrongShape { name, found: found.shape.clone(), wanted, more: 0 })
+        }
+        Some(found) => Ok(found.name.clone()),
+    }
+}
+
 /// The one accepted layout that explains both shapes.
 fn layout(
     experts: usize,
@@ -151,7 +185,7 @@ fn layout(
     down: &TensorMeta,
     accepted: &[StackLayout],
 ) -> Result<StackLayout, FamilyError> {
-    let of = |[rows, columns]: [usize; 2]| [experts, rows, columns];
+    let of = |slice: Vec<usize>| [vec![experts], slice].concat();
     let fits = |layout: &&StackLayout| {
         let [first, second] = layout.shapes(inner, hidden).map(of);
         gate_up.shape == first && down.shape == second

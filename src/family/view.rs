@@ -14,7 +14,8 @@ use rayon::prelude::*;
 
 use super::FamilyError;
 use super::gguf_names::permuted_row;
-use crate::model::{ModelError, TensorMeta, TensorSource};
+use crate::codec::{MXFP4_BLOCK, MXFP4_BYTES, mxfp4_to_bf16};
+use crate::model::{Dtype, ModelError, TensorMeta, TensorSource};
 
 /// One tensor to present.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +36,14 @@ pub(super) enum Take {
     Unpermuted { heads: usize },
     /// Row r, column c is element `first + r · row + c · col`.
     Strided { first: usize, row: usize, col: usize },
+    /// MXFP4 blocks as bf16: row r is made of the blocks of row `first + r · step` of a stack `[…, blocks, 16]`, whose
+    /// scales `[…, blocks]` lie in the tensor [`scales_of`] names.
+    Mxfp4 { first: usize, step: usize },
+}
+
+/// The tensor that holds the scales of a stack of MXFP4 blocks.
+pub(super) fn scales_of(blocks: &str) -> String {
+    format!("{}_scales", blocks.strip_suffix("_blocks").unwrap_or(blocks))
 }
 
 impl Entry {
@@ -56,6 +65,32 @@ impl Entry {
             Take::Unpermuted { .. } => 0..rows * columns,
             Take::Strided { first, .. } if rows * columns == 0 => first..first,
             Take::Strided { first, row, col } => first..first + (rows - 1) * row + (columns - 1) * col + 1,
+            Take::Mxfp4 { .. } => {
+                let scales = self.scales_extent();
+                scales.start * MXFP4_BYTES..scales.end * MXFP4_BYTES
+            }
+        }
+    }
+
+    /// The scales of MXFP4 blocks between the first and the last that are taken; empty for other entries.
+    fn scales_extent(&self) -> Range<usize> {
+        let Take::Mxfp4 { first, step } = self.take else { return 0..0 };
+        let (rows, columns) = self.matrix();
+        let blocks = columns / MXFP4_BLOCK;
+        first * blocks..(first + rows.saturating_sub(1) * step + rows.min(1)) * blocks
+    }
+
+    /// The type the entry has, and whether it can be taken from a source of `source`'s type.
+    fn dtype(&self, source: Dtype) -> (Dtype, bool) {
+        let (_, columns) = self.matrix();
+        let block = source.block_elems();
+        match self.take {
+            Take::Strided { .. } => (source, block == 1),
+            Take::Run { .. } | Take::Unpermuted { .. } => {
+                let whole = columns.is_multiple_of(block) || self.shape.len() < 2;
+                (source, whole && self.extent().start.is_multiple_of(block))
+            }
+            Take::Mxfp4 { .. } => (Dtype::BF16, source == Dtype::U8 && columns.is_multiple_of(MXFP4_BLOCK)),
         }
     }
 }
@@ -76,14 +111,13 @@ impl View {
         for entry in &entries {
             let source = inner.require(&entry.source)?;
             let (rows, columns) = entry.matrix();
-            let (extent, block) = (entry.extent(), source.dtype.block_elems());
-            let whole_blocks = match entry.take {
-                Take::Strided { .. } => block == 1,
-                Take::Run { .. } | Take::Unpermuted { .. } => {
-                    extent.start.is_multiple_of(block) && (columns.is_multiple_of(block) || entry.shape.len() < 2)
-                }
+            let (dtype, possible) = entry.dtype(source.dtype);
+            let scales = entry.scales_extent();
+            let scaled = scales.is_empty() || {
+                let tensor = inner.require(&scales_of(&entry.source))?;
+                tensor.dtype.block_bytes() == 1 && scales.end <= tensor.elems()
             };
-            if extent.end > source.elems() || !whole_blocks {
+            if entry.extent().end > source.elems() || !possible || !scaled {
                 return Err(FamilyError::WrongShape {
                     name: entry.source.clone(),
                     found: source.shape.clone(),
@@ -98,9 +132,9 @@ impl View {
             }
             metas.push(TensorMeta {
                 name: entry.name.clone(),
-                dtype: source.dtype,
+                dtype,
                 shape: entry.shape.clone(),
-                bytes: source.dtype.bytes_for(rows * columns) as u64,
+                bytes: dtype.bytes_for(rows * columns) as u64,
                 file: source.file,
             });
         }
@@ -115,8 +149,9 @@ impl View {
     /// The bytes of the source an entry spans; types of more than one element per block are taken in whole blocks.
     fn span(entry: &Entry, meta: &TensorMeta) -> Range<usize> {
         let extent = entry.extent();
-        let start = meta.dtype.bytes_for(extent.start);
-        start..start + meta.dtype.bytes_for(extent.len())
+        let stored = if let Take::Mxfp4 { .. } = entry.take { Dtype::U8 } else { meta.dtype };
+        let start = stored.bytes_for(extent.start);
+        start..start + stored.bytes_for(extent.len())
     }
 }
 
@@ -147,6 +182,10 @@ impl TensorSource for View {
             Take::Run { .. } => part,
             Take::Unpermuted { heads } => Cow::Owned(unpermute(&part, meta.rows(), heads)),
             Take::Strided { row, col, .. } => Cow::Owned(gather(&part, entry.matrix(), (row, col), meta)),
+            Take::Mxfp4 { step, .. } => {
+                let scales = self.inner.bytes(&scales_of(&entry.source))?;
+                Cow::Owned(from_mxfp4(&part, &scales[entry.scales_extent()], entry.matrix(), step))
+            }
         })
     }
 
@@ -160,12 +199,18 @@ impl TensorSource for View {
     fn prefetch(&self, name: &str) {
         if let Some((entry, meta)) = self.entry(name) {
             self.inner.prefetch_part(&entry.source, Self::span(entry, meta));
+            if let Take::Mxfp4 { .. } = entry.take {
+                self.inner.prefetch_part(&scales_of(&entry.source), entry.scales_extent());
+            }
         }
     }
 
     fn release(&self, name: &str) {
         if let Some((entry, meta)) = self.entry(name) {
             self.inner.release_part(&entry.source, Self::span(entry, meta));
+            if let Take::Mxfp4 { .. } = entry.take {
+                self.inner.release_part(&scales_of(&entry.source), entry.scales_extent());
+            }
         }
     }
 }
@@ -178,6 +223,20 @@ fn unpermute(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
         let target = row / head_dim * head_dim + permuted_row(row % head_dim, head_dim);
         out[target * row_bytes..][..row_bytes].copy_from_slice(data);
     }
+    out
+}
+
+/// Every `step`th row of MXFP4 blocks as bf16.
+fn from_mxfp4(blocks: &[u8], scales: &[u8], (rows, columns): (usize, usize), step: usize) -> Vec<u8> {
+    let width = columns / MXFP4_BLOCK;
+    let mut out = vec![0u8; rows * columns * 2];
+    if out.is_empty() {
+        return out;
+    }
+    out.par_chunks_exact_mut(columns * 2).enumerate().with_min_len(16).for_each(|(row, out)| {
+        let at = row * step * width;
+        mxfp4_to_bf16(&blocks[at * MXFP4_BYTES..][..width * MXFP4_BYTES], &scales[at..at + width], out);
+    });
     out
 }
 

@@ -1,0 +1,145 @@
+//! gpt-oss: attention with sinks, every other block sliding; routed experts with biases and a clamped activation.
+//!
+//! Published with experts in MXFP4 and saved by transformers in bf16, both as stacks of all experts of a layer.
+
+use super::decoder::{self, Experts, linear, norm};
+use super::keys::Keys;
+use super::rope::RopeSpec;
+use super::spec::{
+    Activation, AttentionSpec, BlockSpec, Factors, FfnSpec, MixerSpec, MlpSpec, MoeSpec, NormKind, RoutingRule,
+};
+use super::{Family, FamilyError, ModelSpec, StackLayout};
+use crate::model::Config;
+
+pub struct GptOss;
+
+impl Family for GptOss {
+    fn name(&self) -> &'static str {
+        "gpt_oss"
+    }
+
+    fn model_types(&self) -> &'static [&'static str] {
+        &["gpt_oss"]
+    }
+
+    fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
+        let keys = Keys(config);
+        keys.refuse_activation()?;
+        let layers = keys.required_count("num_hidden_layers")?;
+        let geometry = Geometry::read(&keys)?;
+        let kinds = keys.layer_kinds(layers, &["sliding_attention", "full_attention"], |layer| {
+            if layer.is_multiple_of(2) { "sliding_attention" } else { "full_attention" }
+        })?;
+        let block = |(index, kind): (usize, &&str)| geometry.block(index, *kind == "sliding_attention");
+        let max_positions = keys.count("max_position_embeddings")?.unwrap_or(131_072);
+        if config.get("rope_parameters").is_none() && config.get("rope_scaling").is_none() {
+            return Err(FamilyError::MissingKey { key: "rope_scaling (or rope_parameters)".to_owned() });
+        }
+        let tied = keys.flag("tie_word_embeddings", false)?;
+        let embed = "model.embed_tokens.weight".to_owned();
+        Ok(ModelSpec {
+            family: self.name(),
+            hidden: geometry.hidden,
+            vocab: keys.required_count("vocab_size")?,
+            blocks: kinds.iter().enumerate().map(block).collect(),
+            head: if tied { embed.clone() } else { "lm_head.weight".to_owned() },
+            embed,
+            final_norm: norm("model.norm", geometry.hidden, NormKind::Rms),
+            head_bias: None,
+            tied,
+            rope: RopeSpec::from_config(config, geometry.head_dim, max_positions, 150_000.0)?,
+            norm_eps: keys.positive("rms_norm_eps")?.unwrap_or(1e-5),
+            max_positions,
+            factors: Factors::default(),
+            carried: Vec::new(),
+        })
+    }
+
+    fn layouts(&self) -> &'static [StackLayout] {
+        &[StackLayout::InOutInterleaved, StackLayout::Mxfp4Interleaved]
+    }
+}
+
+struct Geometry {
+    hidden: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    bias: bool,
+    window: Option<usize>,
+    experts: usize,
+    top_k: usize,
+    inner: usize,
+    activation: Activation,
+}
+
+impl Geometry {
+    fn read(keys: &Keys<'_>) -> Result<Self, FamilyError> {
+        let hidden = keys.required_count("hidden_size")?;
+        let (heads, kv_heads) = keys.heads()?;
+        let Experts { count, top_k, intermediate, .. } = decoder::experts(keys, "intermediate_size")?;
+        Ok(Geometry {
+            hidden,
+            heads,
+            kv_heads,
+            head_dim: keys.count("head_dim")?.unwrap_or(64),
+            bias: keys.flag("attention_bias", true)?,
+            window: keys.count("sliding_window")?,
+            experts: count,
+            top_k,
+            inner: intermediate,
+            activation: Activation::ClampedSwiglu {
+                alpha: keys.positive("swiglu_alpha")?.unwrap_or(1.702),
+                limit: keys.positive("swiglu_limit")?.unwrap_or(7.0),
+            },
+        })
+    }
+
+    fn block(&self, index: usize, sliding: bool) -> BlockSpec {
+        let prefix = format!("model.layers.{index}");
+        BlockSpec {
+            index,
+            attn_norm: norm(&format!("{prefix}.input_layernorm"), self.hidden, NormKind::Rms),
+            mixer: MixerSpec::Attention(self.attention(&format!("{prefix}.self_attn"), sliding)),
+            ffn_norm: norm(&format!("{prefix}.post_attention_layernorm"), self.hidden, NormKind::Rms),
+            ffn: FfnSpec::Moe(MoeSpec {
+                router: linear(&format!("{prefix}.mlp.router"), self.experts, self.hidden, true),
+                correction: None,
+                experts: (0..self.experts).map(|e| self.expert(&format!("{prefix}.mlp.experts.{e}"))).collect(),
+                top_k: self.top_k,
+                rule: RoutingRule::TopKSoftmax,
+                scale: 1.0,
+                shared: None,
+            }),
+        }
+    }
+
+    fn attention(&self, prefix: &str, sliding: bool) -> AttentionSpec {
+        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        AttentionSpec {
+            q: linear(&format!("{prefix}.q_proj"), queries, self.hidden, self.bias),
+            k: linear(&format!("{prefix}.k_proj"), keys, self.hidden, self.bias),
+            v: linear(&format!("{prefix}.v_proj"), keys, self.hidden, self.bias),
+            o: linear(&format!("{prefix}.o_proj"), self.hidden, queries, self.bias),
+            q_norm: None,
+            k_norm: None,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            scale: 1.0 / (self.head_dim as f64).sqrt(),
+            clip: None,
+            output_gate: false,
+            window: self.window.filter(|_| sliding),
+            sinks: Some(format!("{prefix}.sinks")),
+        }
+    }
+
+    fn expert(&self, prefix: &str) -> MlpSpec {
+        MlpSpec {
+            gate: linear(&format!("{prefix}.gate_proj"), self.inner, self.hidden, true),
+            up: linear(&format!("{prefix}.up_proj"), self.inner, self.hidden, true),
+            down: linear(&format!("{prefix}.down_proj"), self.hidden, self.inner, true),
+            activation: self.activation,
+        }
+    }
+}
