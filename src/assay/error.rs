@@ -24,6 +24,8 @@ pub enum AssayError {
     TooFewTokens { tokens: usize, context: usize },
     #[error("a context of {context} tokens is too {what} for this measurement")]
     Context { context: usize, what: &'static str, hint: String },
+    #[error("no position of the text can be scored: every sequence has one token")]
+    NothingScored,
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error(transparent)]
@@ -43,7 +45,9 @@ impl From<AssayError> for Fault {
             AssayError::NoTokenizer { .. } => {
                 Fault::source(text).hint("add its tokenizer.json, or give token ids instead of a text")
             }
-            AssayError::TooFewTokens { .. } => Fault::source(text).hint("use a longer text or a shorter context"),
+            AssayError::TooFewTokens { .. } | AssayError::NothingScored => {
+                Fault::source(text).hint("use a longer text or a shorter context")
+            }
             AssayError::Context { hint, .. } => Fault::recipe(text).hint(hint),
             AssayError::Model(source) => source.into(),
             AssayError::Engine(source) => source.into(),

@@ -3,6 +3,7 @@
 //! Enters: an open model, a [`Request`] (what to measure it on). Leaves: a [`Measurement`], the same fields for every
 //! caller (`foreman assay`, the eval stage, the gate). A new runner is one file and one line in [`RUNNERS`].
 
+mod divergence;
 mod error;
 mod windows;
 
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use divergence::{Divergence, divergence};
 pub use error::AssayError;
 pub use perplexity::{PerplexityOptions, Score, perplexity};
 

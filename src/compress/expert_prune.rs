@@ -1,24 +1,16 @@
 //! Expert pruning as a streaming rewrite: drop experts, renumber the kept ones, cut the router's rows, copy the rest.
 //!
-//! The model is never loaded: scores come from a table (or from the router weights alone), and every tensor that stays
-//! goes from the source's pages to the output in one write. Which tensor plays which role is asked of the model's spec,
-//! so every family whose experts are stored one by one ("unfused") is covered.
+//! The model is never loaded: every tensor that stays goes from the source's pages to the output in one write, as it
+//! lies in the files, whatever layout its experts have there. What a stored tensor has to do with experts is asked of
+//! the model's [`Storage`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 
-use super::{ByteProgress, CompressError, Importance, Metric, keep_top};
-use crate::family::{FfnSpec, MlpSpec, OpenModel, Part};
+use super::{ByteProgress, CompressError, Kept};
+use crate::codec::Dtype;
+use crate::family::{ExpertAxis, MixtureId, OpenModel, Role, Storage};
 use crate::model::{DeclaredTensor, SafetensorsWriter, SettlingModel, TensorMeta, TensorSource};
-
-/// What to prune.
-#[derive(Clone, Copy, Debug)]
-pub struct PruneOptions<'a> {
-    /// Experts that stay in every mixture layer.
-    pub keep: usize,
-    /// Counts of a profile of this model; `None`: the norm of the router's rows decides.
-    pub importance: Option<&'a Importance>,
-}
 
 /// What becomes of one tensor of the source.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,8 +19,10 @@ pub enum TensorFate {
     Kept,
     /// Bytes stay, the expert's number changes (possibly to itself).
     Renamed(String),
-    /// The router: only the kept experts' rows stay.
+    /// A router or a stack of experts: only the kept experts' rows stay.
     Sliced(Vec<usize>),
+    /// A router whose kept rows were computed anew: its shape is that of a slice, its bytes are these.
+    Recomputed { rows: Vec<usize>, bytes: Vec<u8> },
     /// Belongs to an expert that is dropped.
     Dropped,
 }
@@ -36,12 +30,25 @@ pub enum TensorFate {
 /// The decision, before a byte is written.
 #[derive(Clone, Debug)]
 pub struct PrunePlan {
+    /// Experts that stay in every mixture.
     pub keep: usize,
     pub experts: usize,
-    pub metric: Metric,
-    /// Layer → kept experts, ascending.
-    pub kept: BTreeMap<usize, Vec<usize>>,
+    pub kept: Kept,
     fates: HashMap<String, TensorFate>,
+}
+
+/// How many tensors met which fate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FateCounts {
+    pub kept_unchanged: usize,
+    /// Tensors of kept experts, those that kept their number included.
+    pub kept_renamed: usize,
+    /// Weights, biases and corrections of routers.
+    pub routers_sliced: usize,
+    /// Tensors that hold all experts of a layer.
+    pub stacks_sliced: usize,
+    pub routers_recomputed: usize,
+    pub dropped: usize,
 }
 
 /// What was written.
@@ -49,17 +56,66 @@ pub struct PrunePlan {
 pub struct PruneReport {
     /// Bytes of tensor data.
     pub bytes_out: u64,
-    pub kept_unchanged: usize,
-    /// Tensors of kept experts, those that kept their number included.
-    pub kept_renamed: usize,
-    pub routers_sliced: usize,
-    pub dropped: usize,
+    pub counts: FateCounts,
 }
 
 impl PrunePlan {
-    /// What becomes of the tensor `name`.
+    /// What becomes of the tensors of `storage` when these experts stay.
+    pub fn new(storage: &Storage, experts: usize, kept: Kept) -> Self {
+        let fate = |name: &str, axis: ExpertAxis| match axis {
+            ExpertAxis::Apart => TensorFate::Kept,
+            ExpertAxis::One { mixture, expert } => {
+                let new = kept.get(&mixture).map(|kept| kept.binary_search(&expert));
+                match new {
+                    None => TensorFate::Kept,
+                    Some(Err(_)) => TensorFate::Dropped,
+                    Some(Ok(new)) => storage
+                        .renumbered(name, new)
+                        .map_or(TensorFate::Kept, |name| TensorFate::Renamed(name.to_owned())),
+                }
+            }
+            ExpertAxis::Rows { mixture } => {
+                kept.get(&mixture).map_or(TensorFate::Kept, |kept| TensorFate::Sliced(kept.clone()))
+            }
+        };
+        let fates = storage.tensors().iter().map(|t| (t.name.clone(), fate(&t.name, t.experts))).collect();
+        let keep = kept.values().map(Vec::len).max().unwrap_or(0);
+        PrunePlan { keep, experts, kept, fates }
+    }
+
+    /// What becomes of the stored tensor `name`.
     pub fn fate(&self, name: &str) -> &TensorFate {
         self.fates.get(name).unwrap_or(&TensorFate::Kept)
+    }
+
+    /// Replaces the kept rows of the routers' weights: mixture → `[kept, hidden]`, stored as the source stores them.
+    ///
+    /// # Errors
+    /// A router that is stored in a type this cannot write, or as a part of another tensor.
+    pub fn recompute_routers(
+        &mut self,
+        model: &OpenModel,
+        routers: &HashMap<MixtureId, Vec<f32>>,
+    ) -> Result<(), CompressError> {
+        for tensor in model.storage().tensors() {
+            let (ExpertAxis::Rows { mixture }, crate::family::Holding::Tensor(Role::Router(_))) =
+                (tensor.experts, &tensor.holding)
+            else {
+                continue;
+            };
+            let (Some(values), TensorFate::Sliced(rows)) = (routers.get(&mixture), self.fate(&tensor.name)) else {
+                continue;
+            };
+            let dtype = model.stored.require(&tensor.name)?.dtype;
+            let bytes = encode(dtype, values).ok_or_else(|| CompressError::Refused {
+                what: "router-kd",
+                reason: format!("{} is stored as {dtype}, which this build does not write for a router", tensor.name),
+                hint: "leave routerKd out for this model",
+            })?;
+            let fate = TensorFate::Recomputed { rows: rows.clone(), bytes };
+            self.fates.insert(tensor.name.clone(), fate);
+        }
+        Ok(())
     }
 
     /// Bytes of tensor data in the output.
@@ -67,9 +123,30 @@ impl PrunePlan {
         let kept = |meta: &TensorMeta| match self.fate(&meta.name) {
             TensorFate::Dropped => 0,
             TensorFate::Sliced(rows) => meta.bytes / meta.rows().max(1) as u64 * rows.len() as u64,
-            _ => meta.bytes,
+            TensorFate::Recomputed { bytes, .. } => bytes.len() as u64,
+            TensorFate::Kept | TensorFate::Renamed(_) => meta.bytes,
         };
         metas.iter().map(kept).sum()
+    }
+
+    /// How many tensors of `storage` meet which fate.
+    pub fn counts(&self, storage: &Storage) -> FateCounts {
+        let mut counts = FateCounts::default();
+        for tensor in storage.tensors() {
+            let is_router = matches!(
+                tensor.holding,
+                crate::family::Holding::Tensor(Role::Router(_) | Role::RouterBias(_) | Role::RouterCorrection(_))
+            );
+            *match self.fate(&tensor.name) {
+                TensorFate::Kept => &mut counts.kept_unchanged,
+                TensorFate::Renamed(_) => &mut counts.kept_renamed,
+                TensorFate::Sliced(_) if is_router => &mut counts.routers_sliced,
+                TensorFate::Sliced(_) => &mut counts.stacks_sliced,
+                TensorFate::Recomputed { .. } => &mut counts.routers_recomputed,
+                TensorFate::Dropped => &mut counts.dropped,
+            } += 1;
+        }
+        counts
     }
 
     /// Every tensor that stays, with what it becomes, in source order.
@@ -81,7 +158,7 @@ impl PrunePlan {
                 TensorFate::Dropped => continue,
                 TensorFate::Kept => {}
                 TensorFate::Renamed(name) => target.name = name.clone(),
-                TensorFate::Sliced(rows) => match target.shape.first_mut() {
+                TensorFate::Sliced(rows) | TensorFate::Recomputed { rows, .. } => match target.shape.first_mut() {
                     Some(first) if *first == self.experts => *first = rows.len(),
                     _ => {
                         let reason = format!("shape {:?} does not begin with {} experts", meta.shape, self.experts);
@@ -95,45 +172,19 @@ impl PrunePlan {
     }
 }
 
-/// Decides which experts of `model` stay.
-pub fn plan_prune(model: &OpenModel, options: PruneOptions<'_>) -> Result<PrunePlan, CompressError> {
-    let metric = if options.importance.is_some() { Metric::ActivationCount } else { Metric::RouterL2 };
-    let Some((experts, top_k)) = model.spec.experts() else {
-        return Err(CompressError::Refused {
-            what: "expert prune",
-            reason: format!("{} is a dense model, it has no experts", model.path.display()),
-            hint: "remove the expert stages, or choose a mixture-of-experts model",
-        });
-    };
-    if let Some(table) = options.importance {
-        check_table(table, model, experts)?;
+/// Little-endian values of a type a router is stored in.
+fn encode(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
+    match dtype {
+        Dtype::F32 => Some(values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        Dtype::BF16 => Some(values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect()),
+        Dtype::F16 => Some(values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect()),
+        _ => None,
     }
-    let mut plan = PrunePlan { keep: options.keep, experts, metric, kept: BTreeMap::new(), fates: HashMap::new() };
-    for block in &model.spec.blocks {
-        let FfnSpec::Moe(moe) = &block.ffn else { continue };
-        let scores = match options.importance {
-            Some(table) => counts(table, block.index)?,
-            None => router_norms(model, &moe.router.weight, moe.router.cols)?,
-        };
-        let kept = keep_top(block.index, &scores, options.keep, top_k)?;
-        for (old, expert) in moe.experts.iter().enumerate() {
-            match kept.binary_search(&old) {
-                Ok(new) => rename(&mut plan.fates, expert, &moe.experts[new]),
-                Err(_) => expert_tensors(expert).for_each(|name| {
-                    plan.fates.insert(name.to_owned(), TensorFate::Dropped);
-                }),
-            }
-        }
-        for name in std::iter::once(&moe.router.weight).chain(&moe.router.bias) {
-            plan.fates.insert(name.clone(), TensorFate::Sliced(kept.clone()));
-        }
-        plan.kept.insert(block.index, kept);
-    }
-    Ok(plan)
 }
 
 /// Writes the pruned tensors to the directory `out` (which must exist), in shards of at most `max_shard_bytes`, in the
-/// source's order. The files can be read at once; they are durable and hashed when waited for. `done` hears the bytes handed to the writer. The caller carries config and side files.
+/// source's order. The files can be read at once; they are durable and hashed when waited for. `done` hears the bytes
+/// handed to the writer. The caller carries config and side files.
 pub fn rewrite(
     model: &OpenModel,
     plan: &PrunePlan,
@@ -141,7 +192,7 @@ pub fn rewrite(
     max_shard_bytes: u64,
     done: ByteProgress<'_>,
 ) -> Result<(PruneReport, SettlingModel), CompressError> {
-    let source = &*model.tensors;
+    let source = &*model.stored;
     let outgoing = plan.outgoing(source.metas())?;
     let mut writer =
         SafetensorsWriter::create(out, outgoing.iter().map(|(_, target)| target.clone()).collect(), max_shard_bytes)?;
@@ -152,72 +203,23 @@ pub fn rewrite(
         }
         match plan.fate(&meta.name) {
             TensorFate::Sliced(rows) => writer.tensor(&target.name, &sliced(source, meta, rows)?)?,
+            TensorFate::Recomputed { bytes, .. } => writer.tensor(&target.name, bytes)?,
             _ => writer.copy(&target.name, source, &meta.name)?,
         }
         bytes_out += target.dtype.checked_bytes(&target.shape).unwrap_or(0);
         done(bytes_out);
     }
-    let count = |wanted: fn(&TensorFate) -> bool| source.metas().iter().filter(|m| wanted(plan.fate(&m.name))).count();
-    let report = PruneReport {
-        bytes_out,
-        kept_unchanged: count(|fate| matches!(fate, TensorFate::Kept)),
-        kept_renamed: count(|fate| matches!(fate, TensorFate::Renamed(_))),
-        routers_sliced: count(|fate| matches!(fate, TensorFate::Sliced(_))),
-        dropped: count(|fate| matches!(fate, TensorFate::Dropped)),
-    };
-    Ok((report, writer.publish()?))
+    Ok((PruneReport { bytes_out, counts: plan.counts(model.storage()) }, writer.publish()?))
 }
 
 fn sliced(source: &dyn TensorSource, meta: &TensorMeta, rows: &[usize]) -> Result<Vec<u8>, CompressError> {
     let bytes = source.bytes(&meta.name)?;
     let row = bytes.len() / meta.rows().max(1);
-    Ok(rows.iter().flat_map(|&r| &bytes[r * row..(r + 1) * row]).copied().collect())
-}
-
-/// A table is for one model: counts and sizes must be this model's.
-fn check_table(table: &Importance, model: &OpenModel, experts: usize) -> Result<(), CompressError> {
-    let layers = model.spec.blocks.len();
-    if table.num_experts != experts || table.num_hidden_layers != layers {
-        return Err(CompressError::Refused {
-            what: "expert prune",
-            reason: format!(
-                "the importance table is for {} layers of {} experts, {} has {layers} of {experts}",
-                table.num_hidden_layers,
-                table.num_experts,
-                model.path.display()
-            ),
-            hint: "profile this model, or name the table that belongs to it",
-        });
+    let mut kept = Vec::with_capacity(rows.len() * row);
+    for &r in rows {
+        kept.extend_from_slice(&bytes[r * row..(r + 1) * row]);
     }
-    Ok(())
-}
-
-fn counts(table: &Importance, layer: usize) -> Result<Vec<f64>, CompressError> {
-    let found = table.activation_counts.get(&layer);
-    let counts = found.ok_or_else(|| CompressError::Refused {
-        what: "expert prune",
-        reason: format!("the importance table has no counts for layer {layer}"),
-        hint: "profile this model again",
-    })?;
-    Ok(counts.iter().map(|&count| count as f64).collect())
-}
-
-/// The Euclidean norm of every expert's row of the router `[experts, hidden]`.
-fn router_norms(model: &OpenModel, router: &str, hidden: usize) -> Result<Vec<f64>, CompressError> {
-    let mut weights = Vec::new();
-    model.tensors.read_f32(router, &mut weights)?;
-    let norm = |row: &[f32]| row.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt();
-    Ok(weights.chunks(hidden.max(1)).map(norm).collect())
-}
-
-fn expert_tensors(expert: &MlpSpec) -> impl Iterator<Item = &str> {
-    let parts = Part::ALL.into_iter().map(|part| expert.part(part));
-    parts.flat_map(|linear| std::iter::once(linear.weight.as_str()).chain(linear.bias.as_deref()))
-}
-
-/// Every tensor of the expert `from` takes the name of the same tensor of `to`.
-fn rename(fates: &mut HashMap<String, TensorFate>, from: &MlpSpec, to: &MlpSpec) {
-    for (old, new) in expert_tensors(from).zip(expert_tensors(to)) {
-        fates.insert(old.to_owned(), TensorFate::Renamed(new.to_owned()));
-    }
+    drop(bytes);
+    source.release(&meta.name);
+    Ok(kept)
 }

@@ -4,26 +4,31 @@
 //! importance table, a smaller model directory, a GGUF file — and a report of what was done. Every transform reads
 //! tensors in shard order and writes the output once; none of them judges its own result (that is `gate`).
 
+mod calibration;
 mod corpus;
 mod expert_profile;
 mod expert_prune;
 mod gguf_header;
 mod gguf_jobs;
 mod importance;
+mod metric;
 mod quant_gguf;
 mod selection;
+mod weight_scores;
 
 use std::path::{Path, PathBuf};
 
 use crate::fault::{Fault, FaultClass};
 
+pub use calibration::{Calibration, HELD_OUT_MOST, SequenceLimits, sequences};
 pub use corpus::{Corpus, read_corpus};
-pub use expert_profile::{RouterCounts, SequenceLimits, profile_experts, sequences};
-pub use expert_prune::{PruneOptions, PrunePlan, PruneReport, TensorFate, plan_prune, rewrite};
+pub use expert_profile::{Profile, ProfileOrigin, profile_experts};
+pub use expert_prune::{FateCounts, PrunePlan, PruneReport, TensorFate, rewrite};
 pub use gguf_header::{GgufMetadata, gguf_metadata};
-pub use importance::{IMPORTANCE_FILE, Importance, METRIC_VERSION};
+pub use importance::{COUNTS_VERSION, IMPORTANCE_FILE, Importance, METRIC_VERSION, PerLayer, UnderObserved};
+pub use metric::Metric;
 pub use quant_gguf::{PlannedTensor, QUANT_TYPES, QuantPlan, plan_quant, quant_type, write_gguf};
-pub use selection::{Metric, keep_top};
+pub use selection::{Groups, Kept, Top, choose_experts, groups, keep_top, survivors};
 
 /// Called with the bytes finished so far; the caller knows the total from the plan.
 pub type ByteProgress<'a> = &'a (dyn Fn(u64) + Sync);
@@ -71,7 +76,7 @@ impl From<CompressError> for Fault {
             CompressError::Importance { .. } => Fault::source(error.to_string())
                 .hint("profile this model with an expert-activation-profile stage before the prune"),
             CompressError::Coverage { .. } => Fault::internal(error.to_string())
-                .hint("the counts are not used; report this with the model's config.json"),
+                .hint("the profile is not used; report this with the model's config.json"),
             CompressError::Refused { hint, .. } => Fault::recipe(error.to_string()).hint(hint),
             CompressError::Tensor { .. } => {
                 Fault::source(error.to_string()).hint("the source model is damaged: fetch it again and compare hashes")

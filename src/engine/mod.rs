@@ -34,5 +34,5 @@ pub use choice::{device_name, open_device};
 pub use error::EngineError;
 pub use memory::{MemoryPlan, peak_resident, resident};
 pub use observer::{ExpertOutputs, HeadViews, LogitChunk, Observer, Routing};
-pub use pass::{PassOptions, PassProgress, PassReport, Scoring, predict, run_pass, run_variants};
+pub use pass::{PassOptions, PassProgress, PassReport, Scoring, Subject, predict, run_pass, run_subject};
 pub use variant::{Survivors, Variant};

@@ -137,25 +137,40 @@ pub fn run_pass(
     observers: &mut [&mut dyn Observer],
     progress: &dyn Fn(PassProgress),
 ) -> Result<PassReport> {
-    run_variants(model, &[], sequences, scoring, options, observers, progress)
+    run_subject(&Subject::of(model), sequences, scoring, options, observers, progress)
 }
 
-/// Runs every sequence through the model and through each of `variants`, one block at a time: a block is read once for
-/// all of them.
+/// What a pass runs.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    pub spec: &'a ModelSpec,
+    /// The tensors that `spec` names.
+    pub tensors: &'a dyn TensorSource,
+    /// Run beside the model; a block is read once for all.
+    pub variants: &'a [Variant],
+}
+
+impl<'a> Subject<'a> {
+    /// A model, without variants.
+    pub fn of(model: &'a OpenModel) -> Self {
+        Subject { spec: &model.spec, tensors: model.tensors.as_ref(), variants: &[] }
+    }
+}
+
+/// [`run_pass`] for a model whose tensors are read another way, or that runs beside variants of itself.
 ///
 /// # Errors
 /// As [`run_pass`].
-pub fn run_variants(
-    model: &OpenModel,
-    variants: &[Variant],
+pub fn run_subject(
+    subject: &Subject<'_>,
     sequences: &[Vec<u32>],
     scoring: Scoring,
     options: &PassOptions,
     observers: &mut [&mut dyn Observer],
     progress: &dyn Fn(PassProgress),
 ) -> Result<PassReport> {
-    check_sequences(sequences, model.spec.vocab)?;
-    let (spec, source) = (&model.spec, model.tensors.as_ref());
+    let Subject { spec, tensors: source, variants } = *subject;
+    check_sequences(sequences, spec.vocab)?;
     if options.device.is_cpu() && !options.candle_on_cpu {
         let backend = &Host::of(options);
         Pass { backend, spec, source, variants, sequences, scoring, options, progress }.run(observers)

@@ -4,6 +4,8 @@
 //! an error that names the artifact, the figure and its limit. Nothing here measures or writes a model.
 
 mod acceptance;
+mod damage;
+mod diagnosis;
 mod evidence;
 mod finite;
 mod pass_through;
@@ -14,9 +16,10 @@ use std::path::PathBuf;
 use crate::fault::Fault;
 
 pub use acceptance::{ArtifactFigures, Figures, admissible, judge};
+pub use damage::{DamageFigures, DamageLimit, judge_damage};
 pub use evidence::Evidence;
 pub use finite::first_non_finite;
-pub use pass_through::{Lineage, pass_through};
+pub use pass_through::{Lineage, Part, pass_through};
 pub use reload::{GATE_TOKENS, ScoreLimit, judge_score, reopen, same_tokens, short_score};
 
 /// Why an artifact does not pass.
@@ -31,6 +34,9 @@ pub enum GateError {
     /// The re-opened artifact does not score like its parent.
     #[error("{subject}: {why}")]
     Score { subject: String, why: String },
+    /// What is about to be done would cost more than the recipe allows.
+    #[error("{subject}: {why}")]
+    Damage { subject: String, why: String },
     /// One or more acceptance criteria were missed.
     #[error("acceptance criteria missed: {}", .0.join("; "))]
     Missed(Vec<String>),
@@ -60,6 +66,8 @@ impl From<GateError> for Fault {
             GateError::Score { .. } => {
                 Fault::quality(message).hint("compress less (keep more experts, use more bits), or mend the source")
             }
+            GateError::Damage { .. } => Fault::quality(message)
+                .hint("nothing was written: keep more experts, try strategy best-of-family, or raise the limit"),
             GateError::Missed(_) => {
                 Fault::quality(message).hint("compress less, or change acceptanceCriteria in the recipe")
             }

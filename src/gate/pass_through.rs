@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use super::diagnosis::Change;
 use super::{Evidence, GateError, first_non_finite};
 use crate::model::{TensorMeta, TensorSource};
 use crate::units::Sha;
@@ -19,8 +20,17 @@ pub struct Lineage {
     pub output: String,
     /// Name in the source.
     pub source: String,
-    /// Rows of dimension 0 that were kept, ascending; `None`: the whole tensor.
-    pub rows: Option<Vec<usize>>,
+    pub part: Part,
+}
+
+/// What of the source's tensor is in the output's.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Part {
+    Whole,
+    /// These rows of dimension 0, ascending.
+    Rows(Vec<usize>),
+    /// As many rows, computed anew: only type, shape and that every value is finite can be proved.
+    Recomputed(usize),
 }
 
 /// Checks that `output` holds exactly the tensors of `lineage`, each with the bytes its source says, by SHA-256 of
@@ -42,7 +52,7 @@ pub fn pass_through(
     let mut digests: Vec<(&str, Sha, u64)> = lineage
         .par_iter()
         .map(|line| {
-            let (sha, bytes) = compare(source, output, line, subject)?;
+            let (sha, bytes) = compare(source, output, line, lineage, subject)?;
             done(bytes);
             Ok((line.output.as_str(), sha, bytes))
         })
@@ -54,12 +64,12 @@ pub fn pass_through(
         all.update([0]);
         all.update(sha.0);
     }
-    let whole = lineage.iter().filter(|l| l.rows.is_none() && l.source == l.output).count();
-    let renamed = lineage.iter().filter(|l| l.rows.is_none() && l.source != l.output).count();
+    let count = |wanted: fn(&Lineage) -> bool| lineage.iter().filter(|l| wanted(l)).count();
     Ok(Evidence::passed("pass-through", subject)
-        .with("tensors_unchanged", whole)
-        .with("tensors_renamed", renamed)
-        .with("tensors_sliced", lineage.len() - whole - renamed)
+        .with("tensors_unchanged", count(|l| l.part == Part::Whole && l.source == l.output))
+        .with("tensors_renamed", count(|l| l.part == Part::Whole && l.source != l.output))
+        .with("tensors_sliced", count(|l| matches!(l.part, Part::Rows(_))))
+        .with("tensors_recomputed", count(|l| matches!(l.part, Part::Recomputed(_))))
         .with("bytes_compared", digests.iter().map(|(.., bytes)| bytes).sum::<u64>())
         .with("digest", Sha(all.finalize().into()).tagged()))
 }
@@ -68,15 +78,13 @@ fn compare(
     source: &dyn TensorSource,
     output: &dyn TensorSource,
     line: &Lineage,
+    lineage: &[Lineage],
     subject: &str,
 ) -> Result<(Sha, u64), GateError> {
     let changed = |why: &str| GateError::changed(subject, &line.output, why);
     let from = source.meta(&line.source).ok_or_else(|| changed("comes from a tensor the source does not have"))?;
     let to = output.meta(&line.output).ok_or_else(|| changed("is missing in the output"))?;
-    let mut shape = from.shape.clone();
-    if let (Some(rows), Some(first)) = (&line.rows, shape.first_mut()) {
-        *first = rows.len();
-    }
+    let shape = line.part.shape(&from.shape);
     if to.dtype != from.dtype || to.shape != shape {
         let why = format!("is {:?} {:?} in the output, {:?} {shape:?} expected", to.dtype, to.shape, from.dtype);
         return Err(changed(&why));
@@ -85,14 +93,34 @@ fn compare(
     if let Some(at) = first_non_finite(to.dtype, &written) {
         return Err(GateError::NonFinite { subject: subject.into(), tensor: line.source.clone(), element: at });
     }
+    if let Part::Recomputed(_) = line.part {
+        return Ok((Sha::of(&written), 0));
+    }
     let original = original_bytes(source, from, line)?;
     let (sha, want) = (Sha::of(&written), Sha::of(&original));
+    if sha != want {
+        let seen = Change { source, from, line, lineage, original: &original, written: &written };
+        return Err(changed(&format!("{} (SHA-256 {sha}, the source has {want})", seen.describe())));
+    }
+    let bytes = written.len() as u64;
+    drop((written, original));
     output.release(&line.output);
     source.release(&line.source);
-    if sha != want {
-        return Err(changed(&format!("has SHA-256 {sha}, the source has {want}")));
+    Ok((sha, bytes))
+}
+
+impl Part {
+    /// The output's shape for a source of this shape.
+    fn shape(&self, source: &[usize]) -> Vec<usize> {
+        let mut shape = source.to_vec();
+        let rows = match self {
+            Part::Whole => return shape,
+            Part::Rows(rows) => rows.len(),
+            Part::Recomputed(rows) => *rows,
+        };
+        shape.iter_mut().take(1).for_each(|first| *first = rows);
+        shape
     }
-    Ok((sha, written.len() as u64))
 }
 
 fn original_bytes<'a>(
@@ -101,7 +129,7 @@ fn original_bytes<'a>(
     line: &Lineage,
 ) -> Result<Cow<'a, [u8]>, GateError> {
     let bytes = source.bytes(&line.source)?;
-    let Some(rows) = &line.rows else { return Ok(bytes) };
+    let Part::Rows(rows) = &line.part else { return Ok(bytes) };
     let row = bytes.len() / meta.shape.first().copied().unwrap_or(1).max(1);
     let mut kept = Vec::with_capacity(rows.len() * row);
     for &r in rows {

@@ -74,7 +74,7 @@ impl<'a> StageContext<'a> {
 
     /// What a prune left about its decision, if the current model was pruned.
     pub fn metadata(&self) -> Option<PathBuf> {
-        Some(self.model.join(super::expert_prune::METADATA_FILE)).filter(|path| path.is_file())
+        Some(self.model.join(super::prune_metadata::METADATA_FILE)).filter(|path| path.is_file())
     }
 
     /// The source model.

@@ -1,11 +1,13 @@
-//! `expert-activation-profile`: counts the router's choices on a calibration corpus.
+//! `expert-activation-profile`: every score of every expert, from one pass over a calibration corpus.
 
 use std::path::PathBuf;
 
+use super::calibration::calibration;
 use super::{Admission, Place, Product, Span, Stage, StageContext, predict};
-use crate::compress::{IMPORTANCE_FILE, METRIC_VERSION, SequenceLimits, profile_experts, read_corpus, sequences};
+use crate::compress::{COUNTS_VERSION, IMPORTANCE_FILE, METRIC_VERSION, ProfileOrigin, UnderObserved, profile_experts};
 use crate::engine::PassProgress;
 use crate::fault::{Fault, Outcome};
+use crate::gate::Evidence;
 use crate::recipe::{self, Finding, PlannedStage, StageSpec};
 
 pub(super) struct ExpertActivationProfile;
@@ -16,7 +18,7 @@ impl Stage for ExpertActivationProfile {
     }
 
     fn summary(&self) -> &'static str {
-        "count how often each expert is chosen on a calibration corpus"
+        "score every expert by what it does on a calibration corpus"
     }
 
     fn plan(&self, admission: &mut Admission<'_>, spec: &StageSpec, place: Place) -> PlannedStage {
@@ -41,46 +43,69 @@ impl Stage for ExpertActivationProfile {
         let StageSpec::ExpertActivationProfile(profile) = cx.spec(planned)? else {
             return Err(Fault::internal("plan: this is no expert-activation-profile"));
         };
-        let text = cx.text(&Place(planned.index).key("calibrationCorpus"))?;
         let model = cx.open_model()?;
-        let corpus = read_corpus(&text.path)?;
-        let Some(tokenizer) = model.open_tokenizer()? else {
-            return Err(Fault::source(format!("{} has no tokenizer.json", model.path.display()))
-                .hint("a corpus of text needs the model's tokenizer"));
-        };
-        let limits = SequenceLimits {
-            max_length: (profile.max_length() as usize).min(model.spec.max_positions),
-            max_examples: profile.calibration_examples,
-            max_tokens: profile.calibration_tokens,
-        };
         let tokenize = span.part(0.0, 0.05);
-        let sequences = sequences(&corpus, &tokenizer, limits, &|done| tokenize.at(done, "tokenize"))?;
+        let (split, text) = calibration(cx, &model, planned, &profile, &|done| tokenize.at(done, "tokenize"))?;
         let pass = span.part(0.05, 1.0);
         let report = |p: PassProgress| pass.at_rate(p.fraction, "route", Some(p.tokens_per_s));
-        let source = &cx.plan.source.base_model;
-        let importance = profile_experts(&model, source, &profile.calibration_corpus, &sequences, &cx.pass, &report)?;
+        let origin = ProfileOrigin {
+            model: cx.plan.source.base_model.clone(),
+            corpus: profile.calibration_corpus.clone(),
+            corpus_sha256: Some(text.sha256),
+            held_out_tokens: split.held_out.iter().map(|s| s.len() as u64).sum(),
+            min_observations: profile.min_observations(),
+        };
+        let found = profile_experts(&model, &origin, &split.profiled, &cx.pass, &report)?;
+        let importance = found.importance;
         importance.write(&cx.work.join(IMPORTANCE_FILE))?;
-        let unused: usize = importance.activation_counts.values().flatten().filter(|&&count| count == 0).count();
         let (examples, tokens) = (importance.calibration_examples, importance.calibration_tokens);
-        let layers = importance.activation_counts.len();
+        let (layers, few) = (importance.activation_counts.len(), importance.under_observed.unwrap_or_default());
+        let evidence = Evidence::passed("coverage", IMPORTANCE_FILE)
+            .with("tokens", tokens)
+            .with("held_out_tokens", importance.held_out_tokens)
+            .with("choices_per_layer", tokens * importance.num_experts_per_tok as u64)
+            .with("expert_multiplications", found.report.expert_multiplications)
+            .with("fewer_than", few.fewer_than)
+            .with("under_observed", serde_json::json!(few.experts));
+        let summary = format!(
+            "{tokens} tokens of {examples} sequences through {layers} layers; {} experts under-observed",
+            few.count()
+        );
         Ok(Product {
             files: vec![PathBuf::from(IMPORTANCE_FILE)],
             importance: Some(PathBuf::from(IMPORTANCE_FILE)),
-            summary: Some(format!(
-                "{tokens} tokens of {examples} sequences through {layers} layers; {unused} experts never chosen"
-            )),
+            warnings: warning(&few).into_iter().collect(),
+            evidence: vec![evidence],
+            summary: Some(summary),
             ..Product::default()
         })
     }
 }
 
+/// Experts named in the warning; the table and the result list all.
+const NAMED: usize = 12;
+
+/// One line about experts whose scores rest on little.
+fn warning(few: &UnderObserved) -> Option<String> {
+    let all: Vec<(usize, usize)> =
+        few.experts.iter().flat_map(|(&layer, experts)| experts.iter().map(move |&e| (layer, e))).collect();
+    let named: Vec<String> = all.iter().take(NAMED).map(|(layer, expert)| format!("{layer}.{expert}")).collect();
+    let more = match all.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more, listed in {IMPORTANCE_FILE}"),
+    };
+    let (count, least) = (all.len(), few.fewer_than);
+    (count > 0).then(|| {
+        format!(
+            "{count} experts saw fewer than {least} tokens, so their scores are guesses (layer.expert: {}{more})",
+            named.join(", ")
+        )
+    })
+}
+
 fn check_settings(admission: &mut Admission<'_>, profile: &recipe::stages::ExpertActivationProfile, place: Place) {
-    if profile.metric() != recipe::stages::ExpertMetric::ActivationCount {
-        let message = format!("this build counts activation_count, not {}", profile.metric().as_str());
-        let hint = "use activation_count; router_l2 needs no profile, name it as the metric of expert-prune";
-        admission.report(Finding::error(place.key("metric"), message).hint(hint));
-    }
-    if let Some(version) = profile.metric_version.as_deref().filter(|&version| version != METRIC_VERSION) {
+    let known = [METRIC_VERSION, COUNTS_VERSION];
+    if let Some(version) = profile.metric_version.as_deref().filter(|version| !known.contains(version)) {
         let message = format!("{version:?} is not known, this build writes {METRIC_VERSION:?}");
         admission.report(Finding::error(place.key("metricVersion"), message));
     }

@@ -4,24 +4,21 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde_json::{Value, json};
-
+use super::calibration::{held_out, profile_before};
+use super::prune_choice::{Choice, choose, metrics};
+use super::prune_metadata::{self, About, METADATA_FILE};
 use super::{Admission, Artifact, Place, Product, Span, Stage, StageContext, predict};
-use crate::compress::{
-    Importance, METRIC_VERSION, PruneOptions, PrunePlan, PruneReport, TensorFate, plan_prune, rewrite,
-};
-use crate::family::{FfnSpec, ModelSpec, OpenModel};
+use crate::compress::{Importance, PrunePlan, PruneReport, TensorFate, groups, rewrite};
+use crate::family::{FfnSpec, ModelSpec, MoeSpec, OpenModel};
 use crate::fault::{Fault, Outcome};
-use crate::gate::{self, Lineage, ScoreLimit};
+use crate::gate::{self, Lineage, Part, ScoreLimit};
 use crate::line::stamp;
-use crate::model::{HfDir, TensorMeta, WrittenModel};
-use crate::recipe::stages::{ExpertMetric, ExpertTensorLayout};
+use crate::model::{HfDir, TensorMeta};
+use crate::recipe::stages::ExpertTensorLayout;
 use crate::recipe::{self, Finding, PlannedStage, StageSpec};
 
 pub(super) struct ExpertPrune;
 
-/// Name of the sidecar that says what was pruned, from what.
-pub(super) const METADATA_FILE: &str = "expert_prune.metadata.v1.json";
 /// A new shard begins when a file would grow past this.
 const MAX_SHARD_BYTES: u64 = 5 << 30;
 
@@ -44,6 +41,10 @@ impl Stage for ExpertPrune {
             admission.find_text(place.key("importanceJson"), file);
             planned.inputs = vec![place.key("importanceJson")];
         }
+        if let Some(name) = &prune.held_out {
+            admission.find_text(place.key("heldOut"), name);
+            planned.inputs.push(place.key("heldOut"));
+        }
         let out = if admission.is_pruned { format!("pruned.{}", place.0) } else { "pruned".to_owned() };
         planned.outputs = vec![out];
         let Some(keep) = prune.keep().map(|keep| keep as usize) else {
@@ -56,8 +57,8 @@ impl Stage for ExpertPrune {
             Some((experts, _)) => format!("prune experts {experts} → {keep} per layer"),
             None => format!("prune experts to {keep} per layer"),
         };
-        if let Some((experts, top_k)) = from {
-            check_count(admission, prune, place, keep, experts, top_k);
+        if let Some(moe) = admission.model().and_then(|spec| spec.mixtures().next()).map(|(_, moe)| moe.clone()) {
+            check_count(admission, prune, place, keep, &moe);
         }
         if let Some(spec) = admission.model().cloned() {
             let smaller = with_experts(spec.clone(), keep);
@@ -82,15 +83,28 @@ impl Stage for ExpertPrune {
         let model = cx.open_model()?;
         let table = importance_path(cx, &prune, planned)?;
         let importance = table.as_deref().map(Importance::read).transpose()?;
-        let plan = plan_prune(&model, PruneOptions { keep: keep as usize, importance: importance.as_ref() })?;
+        let of_profile = profile_before(cx, planned)?.map(|(_, profile)| profile.metric());
+        let text = held_out(cx, &model, planned, &prune)?.filter(|text| !text.sequences.is_empty());
+        if text.is_none() && prune.needs_held_out() {
+            return Err(
+                Fault::recipe("expert-prune: no held-out text to judge the damage on").hint("name one in heldOut")
+            );
+        }
+        let candidates = metrics(&prune, of_profile)?;
+        let estimate = span.part(0.0, 0.3);
+        let choice =
+            choose(&model, &candidates, importance.as_ref(), keep as usize, text.as_ref(), &cx.pass, estimate)?;
+        let damage = choice.judge(&prune, out_name)?;
+        let experts = model.spec.experts().map_or(0, |(experts, _)| experts);
+        let plan = PrunePlan::new(model.storage(), experts, choice.kept.clone());
         let out = cx.fresh_dir(out_name)?;
-        let total = plan.bytes_out(model.tensors.metas());
-        let write = span.part(0.0, 0.6);
+        let total = plan.bytes_out(model.stored.metas());
+        let write = span.part(0.3, 0.7);
         let progress = |done| write.of(done, total, "rewrite tensors");
         let (report, settling) = rewrite(&model, &plan, &out, MAX_SHARD_BYTES, &progress)?;
         let mut files = carry(&model, &plan, &out)?;
         let gate = Instant::now();
-        let (evidence, pruned) = inspect(cx, &model, &plan, out_name, span)?;
+        let (gates, pruned) = inspect(cx, &model, &plan, out_name, span)?;
         let written = settling.wait()?;
         let mut known_hashes = std::collections::HashMap::new();
         for file in written.weights.iter().chain(&written.index) {
@@ -99,14 +113,15 @@ impl Stage for ExpertPrune {
         }
         let gate_s = gate.elapsed().as_secs_f64();
         let about = About {
+            source: &model,
             plan: &plan,
+            choice: &choice,
             report: &report,
             written: &written,
-            table: table.as_deref(),
-            importance: importance.as_ref(),
+            table: table.as_deref().zip(importance.as_ref()),
             pruned: &pruned,
         };
-        write_metadata(cx, &about, &started, &out)?;
+        prune_metadata::write(cx, &about, &started, &out)?;
         files.push(METADATA_FILE.into());
         let spec = &pruned.spec;
         let bytes: u64 = written.weights.iter().map(|file| file.size).sum();
@@ -129,38 +144,57 @@ impl Stage for ExpertPrune {
             known_hashes,
             model: Some(out_name.into()),
             artifacts: vec![artifact],
-            evidence,
+            evidence: damage.into_iter().chain(gates).collect(),
             gate_s,
-            summary: Some(format!(
-                "{} → {} experts in {} layers: {} tensors dropped, {} renamed, {} routers cut",
-                plan.experts,
-                plan.keep,
-                plan.kept.len(),
-                report.dropped,
-                report.kept_renamed,
-                report.routers_sliced
-            )),
+            warnings: match choice.damage {
+                Some(_) => Vec::new(),
+                None => vec!["the damage of the prune was not estimated: there is no held-out text".to_owned()],
+            },
+            summary: Some(summary(&plan, &choice, &report)),
             ..Product::default()
         })
     }
 }
 
+fn summary(plan: &PrunePlan, choice: &Choice, report: &PruneReport) -> String {
+    let counts = report.counts;
+    let damage = choice.damage.as_ref().map_or_else(String::new, |damage| {
+        format!(", KL divergence {:.4} ± {:.4} held out", damage.kld, damage.kld_stderr)
+    });
+    format!(
+        "{} → {} experts in {} layers by {}: {} tensors dropped, {} renamed, {} routers and {} stacks cut{damage}",
+        plan.experts,
+        plan.keep,
+        plan.kept.len(),
+        choice.metric.as_str(),
+        counts.dropped,
+        counts.kept_renamed,
+        counts.routers_sliced + counts.routers_recomputed,
+        counts.stacks_sliced,
+    )
+}
+
 fn check_settings(admission: &mut Admission<'_>, prune: &recipe::stages::ExpertPrune, place: Place) {
     let layout = prune.expert_tensor_layout();
-    if !matches!(layout, ExpertTensorLayout::Auto | ExpertTensorLayout::MlpExpertsUnfused) {
-        let message = format!("this build prunes mlp-experts-unfused, not {}", layout.as_str());
+    if let Some(found) = admission.source().map(prune_metadata::layout)
+        && layout != ExpertTensorLayout::Auto
+        && layout.as_str() != found
+    {
+        let message = format!("says {}, the model's files are {found}", layout.as_str());
         admission.report(Finding::error(place.key("expertTensorLayout"), message).hint("say auto"));
     }
-    match prune.ranking() {
-        None | Some(ExpertMetric::ActivationCount | ExpertMetric::RouterL2) => {}
-        Some(other) => {
-            let message = format!("this build ranks by activation_count or router_l2, not {}", other.as_str());
-            admission.report(Finding::error(place.key("metric"), message));
-        }
+    if prune.router_kd() && !admission.has_importance {
+        let message = "routerKd needs the calibration text of an expert-activation-profile stage before it";
+        admission.report(Finding::error(place.key("routerKd"), message).hint("add the profile stage, or leave it out"));
+    }
+    if prune.needs_held_out() && prune.held_out.is_none() && !admission.has_importance {
+        let message = "there is no held-out text to estimate the damage on";
+        let hint = "name a text in heldOut, or put an expert-activation-profile stage before it";
+        admission.report(Finding::error(place.key("heldOut"), message).hint(hint));
     }
     if prune.needs_profile() && !admission.has_importance {
         let hint =
-            "put an expert-activation-profile stage before it, name an importanceJson, or use the metric router_l2";
+            "put an expert-activation-profile stage before it, name an importanceJson, or use router_l2 or aimer";
         admission.report(Finding::error(place.key("type"), "no profile of this model stands before it").hint(hint));
     }
     if !admission.artifacts.is_empty() {
@@ -183,16 +217,28 @@ fn check_count(
     prune: &recipe::stages::ExpertPrune,
     place: Place,
     keep: usize,
-    experts: usize,
-    top_k: usize,
+    moe: &MoeSpec,
 ) {
+    let (experts, top_k, groups) = (moe.experts.len(), moe.top_k, groups(moe));
     let key = place.key(prune.keep_key());
+    let range = format!("keep {top_k} to {} experts", experts.saturating_sub(1));
     if keep < top_k {
         let message = format!("{keep} is below the {top_k} experts the model's router chooses per token");
-        admission.report(Finding::error(key, message).hint(format!("keep {top_k} to {} experts", experts - 1)));
+        admission.report(Finding::error(key, message).hint(range));
     } else if keep >= experts {
         let message = format!("{keep} of {experts} experts prunes nothing");
-        admission.report(Finding::error(key, message).hint(format!("keep {top_k} to {} experts", experts - 1)));
+        admission.report(Finding::error(key, message).hint(range));
+    } else if !keep.is_multiple_of(groups.count) {
+        let message =
+            format!("{keep} does not divide into the {} groups the model's router chooses from", groups.count);
+        admission.report(Finding::error(key, message).hint(format!("keep a multiple of {}", groups.count)));
+    } else if groups.used * (keep / groups.count) < top_k {
+        let left = groups.used * (keep / groups.count);
+        let message = format!("{keep} leaves {left} experts in the groups of a token, which uses {top_k}");
+        admission.report(Finding::error(key, message).hint("keep more experts"));
+    } else if !keep.is_multiple_of(8) && experts.is_multiple_of(8) {
+        let message = format!("{keep} is no multiple of 8, which some inference kernels want");
+        admission.report(Finding::note(key, message));
     }
     if let Some(said) = prune.original_experts_per_layer.filter(|&said| said as usize != experts) {
         let message = format!("{said}, but the model has {experts} experts per layer");
@@ -202,11 +248,13 @@ fn check_count(
 
 /// The model's description after a prune: kept experts are numbered from 0.
 fn with_experts(mut spec: ModelSpec, keep: usize) -> ModelSpec {
-    for block in &mut spec.blocks {
-        if let FfnSpec::Moe(moe) = &mut block.ffn {
-            moe.experts.truncate(keep);
-            moe.router.rows = moe.experts.len();
-        }
+    let blocks = spec.blocks.iter_mut().filter_map(|block| match &mut block.ffn {
+        FfnSpec::Moe(moe) => Some(moe),
+        FfnSpec::Dense(_) => None,
+    });
+    for moe in blocks.chain(spec.carried.iter_mut().flat_map(|carried| &mut carried.mixtures)) {
+        moe.experts.truncate(keep);
+        moe.router.rows = moe.experts.len();
     }
     spec
 }
@@ -244,13 +292,14 @@ fn carry(model: &OpenModel, plan: &PrunePlan, out: &Path) -> Outcome<Vec<PathBuf
 /// Where every tensor of the output must come from, in source order.
 fn lineage(plan: &PrunePlan, metas: &[TensorMeta]) -> Vec<Lineage> {
     let line = |meta: &TensorMeta| {
-        let (output, rows) = match plan.fate(&meta.name) {
+        let (output, part) = match plan.fate(&meta.name) {
             TensorFate::Dropped => return None,
-            TensorFate::Kept => (meta.name.clone(), None),
-            TensorFate::Renamed(name) => (name.clone(), None),
-            TensorFate::Sliced(rows) => (meta.name.clone(), Some(rows.clone())),
+            TensorFate::Kept => (meta.name.clone(), Part::Whole),
+            TensorFate::Renamed(name) => (name.clone(), Part::Whole),
+            TensorFate::Sliced(rows) => (meta.name.clone(), Part::Rows(rows.clone())),
+            TensorFate::Recomputed { rows, .. } => (meta.name.clone(), Part::Recomputed(rows.len())),
         };
-        Some(Lineage { output, source: meta.name.clone(), rows })
+        Some(Lineage { output, source: meta.name.clone(), part })
     };
     metas.iter().filter_map(line).collect()
 }
@@ -265,87 +314,18 @@ fn inspect(
 ) -> Outcome<(Vec<gate::Evidence>, OpenModel)> {
     let expected = with_experts(model.spec.clone(), plan.keep);
     let (pruned, reloaded) = gate::reopen(&cx.work.join(out_name), out_name, &expected)?;
-    let lineage = lineage(plan, model.tensors.metas());
-    let total = plan.bytes_out(model.tensors.metas());
-    let proof = span.part(0.6, 0.8);
+    let lineage = lineage(plan, model.stored.metas());
+    let total = plan.bytes_out(model.stored.metas());
+    let proof = span.part(0.7, 0.85);
     let compared = std::sync::atomic::AtomicU64::new(0);
     let done = |bytes| {
         let all = compared.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed) + bytes;
         proof.of(all, total, "prove the pass-through");
     };
-    let passed = gate::pass_through(&*model.tensors, &*pruned.tensors, &lineage, out_name, &done)?;
+    let passed = gate::pass_through(&*model.stored, &*pruned.stored, &lineage, out_name, &done)?;
     let tokens = cx.gate_tokens(model)?;
-    let parent = cx.short_score(model, &tokens, span.part(0.8, 0.9))?;
-    let child = cx.short_score(&pruned, &tokens, span.part(0.9, 1.0))?;
+    let parent = cx.short_score(model, &tokens, span.part(0.85, 0.92))?;
+    let child = cx.short_score(&pruned, &tokens, span.part(0.92, 1.0))?;
     let scored = gate::judge_score(out_name, parent, child, tokens.len(), ScoreLimit::PRUNE)?;
     Ok((vec![reloaded, passed, scored], pruned))
-}
-
-struct About<'a> {
-    plan: &'a PrunePlan,
-    report: &'a PruneReport,
-    written: &'a WrittenModel,
-    table: Option<&'a Path>,
-    importance: Option<&'a Importance>,
-    /// The result, re-opened.
-    pruned: &'a OpenModel,
-}
-
-fn write_metadata(cx: &StageContext<'_>, about: &About<'_>, started: &str, out: &Path) -> Outcome<()> {
-    let About { plan, report, written, table, importance, pruned } = about;
-    let shards_out: Vec<Value> = written
-        .weights
-        .iter()
-        .enumerate()
-        .map(|(i, file)| {
-            let tensors = pruned.tensors.metas().iter().filter(|meta| meta.file == i).count();
-            json!({ "path": file.filename, "bytes": file.size, "sha256": file.sha256, "tensor_count": tensors })
-        })
-        .collect();
-    let source = &cx.plan.source;
-    let shards = source.files.iter().filter(|f| f.name.ends_with(".safetensors"));
-    let table = match (table, importance) {
-        (Some(path), Some(table)) => json!({
-            "path": path.file_name().unwrap_or_default().to_string_lossy(),
-            "sha256": crate::model::hash_file(path)?.0,
-            "model": table.model,
-            "calibration_corpus": table.calibration_corpus,
-            "calibration_examples": table.calibration_examples,
-            "calibration_tokens": table.calibration_tokens,
-            "metric_version": METRIC_VERSION,
-        }),
-        _ => Value::Null,
-    };
-    let finished = chrono::Utc::now();
-    let seconds = stamp::parse(started).map_or(0.0, |at| (finished - at).as_seconds_f64());
-    let text = json!({
-        "schema_version": "1",
-        "tool": { "name": "factoryline expert-prune", "version": env!("CARGO_PKG_VERSION") },
-        "started_at": started,
-        "finished_at": stamp::seconds(finished),
-        "total_seconds": seconds,
-        "total_bytes_out": report.bytes_out,
-        "source": {
-            "dir": source.path,
-            "shards": shards.map(|f| json!({ "path": f.name, "sha256": f.sha256, "bytes": f.size })).collect::<Vec<_>>(),
-        },
-        "selection": {
-            "metric": plan.metric.as_str(),
-            "layout_family": "mlp-experts-unfused",
-            "importance_json": table,
-            "per_layer_kept_count": plan.kept.iter().map(|(l, kept)| (l.to_string(), kept.len())).collect::<std::collections::HashMap<_, _>>(),
-            "per_layer_kept_indices": plan.kept,
-        },
-        "tensors": {
-            "kept_unchanged": report.kept_unchanged,
-            "kept_renamed": report.kept_renamed,
-            "router_gate_sliced": report.routers_sliced,
-            "dropped_expert": report.dropped,
-        },
-        "shards_out": shards_out,
-        "errors": [],
-    });
-    let bytes = serde_json::to_vec_pretty(&text)
-        .map_err(|e| Fault::internal(format!("{METADATA_FILE} cannot be written as JSON")).caused_by(e))?;
-    super::replace_file(&out.join(METADATA_FILE), &bytes)
 }

@@ -6,6 +6,7 @@
 //! `assay` and `gate`; here it is put in order. A new stage is one file and one line in [`STAGES`].
 
 mod admission;
+mod calibration;
 mod checkpoint;
 mod context;
 mod crash;
@@ -14,6 +15,8 @@ mod inputs;
 mod predict;
 mod product;
 mod progress;
+mod prune_choice;
+mod prune_metadata;
 mod run;
 
 use crate::fault::Outcome;

@@ -9,6 +9,7 @@ mod layouts;
 mod line;
 mod model_files;
 mod node;
+mod observe;
 mod oracle;
 mod recipe;
 mod stages;

@@ -368,7 +368,7 @@ fn defaults_are_filled_in_only_where_they_are_meant() {
     let stages = &file.recipe().stages;
     assert_eq!(stages[1].to_value(), json!({"type": "quant", "format": "gguf", "quantTypes": ["Q8_0"]}));
     insta::assert_snapshot!(stages.iter().map(|s| s.resolved().to_string() + "\n").collect::<String>(), @r#"
-    {"type":"expert-prune","keepExperts":6,"profileSteps":100,"expertTensorLayout":"auto"}
+    {"type":"expert-prune","keepExperts":6,"heldOutTokens":4096,"qualityHalt":false,"routerKd":false,"profileSteps":100,"expertTensorLayout":"auto"}
     {"type":"quant","format":"gguf","quantTypes":["Q8_0"],"deviceTargets":[]}
     {"type":"eval","benchmarks":[{"name":"perplexity","data":"t","submitToLeaderboard":false,"context":512,"convention":"llama.cpp"},{"name":"humaneval","submitToLeaderboard":false}],"compareToBase":true}
     "#);

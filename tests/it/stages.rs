@@ -154,7 +154,7 @@ fn a_whole_recipe_comes_out_measured_and_certified() {
     let bench = chain_bench(&whole_chain());
     bench.run();
     let result = bench.json("result.json");
-    let table = bench.json("importance.activation_count.json");
+    let table = bench.json("importance.json");
     let (tokens, top_k) =
         (table["calibration_tokens"].as_u64().unwrap(), table["num_experts_per_tok"].as_u64().unwrap());
     assert_eq!(table["calibration_examples"], 2);
@@ -184,7 +184,7 @@ fn a_whole_recipe_comes_out_measured_and_certified() {
     }
     let gates: Vec<&str> = result["evidence"].as_array().unwrap().iter().map(|e| e["gate"].as_str().unwrap()).collect();
     let per_file = ["reload", "tokenizer", "score"];
-    let expected: Vec<&str> = ["reload", "pass-through", "score"]
+    let expected: Vec<&str> = ["coverage", "damage", "reload", "pass-through", "score"]
         .into_iter()
         .chain(per_file.into_iter().cycle().take(12))
         .chain(["acceptance"; 9])

@@ -7,8 +7,8 @@ use crate::recipe::finding::{Finding, suggest};
 use crate::recipe::json::excerpt;
 use crate::recipe::root::Recipe;
 use crate::recipe::stages::{
-    Eval, ExpertActivationProfile, ExpertMetric, ExpertPrune, Lora, PERPLEXITY, Prune, Quant,
-    StagePosition as Position, StageSpec, Train,
+    Eval, ExpertMetric, ExpertPrune, Lora, PERPLEXITY, Prune, Quant, Ranking, StagePosition as Position, StageSpec,
+    Train,
 };
 
 /// What is known about the model while walking the stages.
@@ -17,7 +17,7 @@ struct Walk<'a> {
     findings: Vec<Finding>,
     /// Experts per layer at this point.
     experts: Option<u32>,
-    /// The profile nobody has used up: stage and what it counted.
+    /// The latest profile.
     profile: Option<Profile>,
     /// The first stage that wrote quantized files.
     quantized: Option<usize>,
@@ -26,7 +26,6 @@ struct Walk<'a> {
 
 struct Profile {
     stage: usize,
-    metric: ExpertMetric,
     used: bool,
 }
 
@@ -42,7 +41,7 @@ pub(super) fn check(recipe: &Recipe) -> Vec<Finding> {
     for (i, stage) in recipe.stages.iter().enumerate() {
         walk.order(i, stage);
         match stage {
-            StageSpec::ExpertActivationProfile(profile) => walk.expert_profile(i, profile),
+            StageSpec::ExpertActivationProfile(_) => walk.expert_profile(i),
             StageSpec::ExpertPrune(prune) => walk.expert_prune(i, prune),
             StageSpec::Prune(prune) => walk.head_prune(i, prune),
             StageSpec::Quant(quant) => walk.quant(i, quant),
@@ -101,9 +100,9 @@ impl Walk<'_> {
         }
     }
 
-    fn expert_profile(&mut self, i: usize, profile: &ExpertActivationProfile) {
+    fn expert_profile(&mut self, i: usize) {
         self.unused_profile();
-        self.profile = Some(Profile { stage: i, metric: profile.metric(), used: false });
+        self.profile = Some(Profile { stage: i, used: false });
     }
 
     fn unused_profile(&mut self) {
@@ -171,9 +170,21 @@ impl Walk<'_> {
 
     /// What the experts are ranked by is known by the time it is needed.
     fn ranking(&mut self, i: usize, prune: &ExpertPrune) {
-        if let (Some(ExpertMetric::Other(word)), true) = (prune.ranking(), prune.importance_json.is_none()) {
-            let hint = suggest(&word, ExpertMetric::NAMES.iter().copied());
-            return self.error(i, "metric", format!("`{}` is no ranking of experts", excerpt(&word)), Some(hint));
+        let ranking = prune.ranking();
+        for metric in ranking.iter().flat_map(|ranking| ranking.metrics()) {
+            if let ExpertMetric::Other(word) = metric {
+                let key = if matches!(ranking, Some(Ranking::BestOf(_))) { "candidates" } else { "metric" };
+                let hint = suggest(word, ExpertMetric::NAMES.iter().copied());
+                return self.error(i, key, format!("`{}` is no ranking of experts", excerpt(word)), Some(hint));
+            }
+        }
+        if let (None, Some(word)) = (&ranking, &prune.strategy) {
+            let message = format!("`{}` names no ranking: the profile's metric decides", excerpt(word));
+            self.warning(i, "strategy", message, "name a ranking in `metric`");
+        }
+        if ranking.is_some_and(|ranking| ranking.metrics().is_empty()) {
+            let message = "best-of-family has nothing to choose from".to_owned();
+            return self.error(i, "candidates", message, Some("name rankings, or leave the key out".into()));
         }
         if !prune.needs_profile() {
             return;
@@ -189,16 +200,12 @@ impl Walk<'_> {
             let message = "experts are ranked by use, and no profile stage before this one has counted it".to_owned();
             return self.error(i, "", message, Some(hint));
         };
-        let (stage, used, counted) = (profile.stage, profile.used, profile.metric.clone());
+        let (stage, used) = (profile.stage, profile.used);
         profile.used = true;
         if used {
             let message =
                 format!("the counts of stages[{stage}] name experts that an earlier `expert-prune` has removed");
             self.warning(i, "", message, "count again before this stage");
-        }
-        if let Some(wanted) = prune.ranking().filter(|wanted| *wanted != counted) {
-            let message = format!("experts are ranked by {wanted}, but stages[{stage}] counts {counted}");
-            self.error(i, "metric", message, Some(format!("set stages[{stage}].metric to {wanted}")));
         }
     }
 
