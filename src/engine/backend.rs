@@ -52,6 +52,21 @@ pub struct RopeTable {
     pub pairing: Pairing,
     pub cos: Vec<f32>,
     pub sin: Vec<f32>,
+    /// Where the rows for long sequences begin, if these turn by another rule.
+    pub switch: Option<LengthSwitch>,
+}
+
+/// Sequences of more than `above` tokens find their first position at row `first` of a rope table, others at row 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LengthSwitch {
+    pub above: usize,
+    pub first: usize,
+}
+
+/// The row of a rope table for each row of a batch.
+pub fn rope_rows(switch: Option<LengthSwitch>, batch: &Batch) -> Vec<u32> {
+    let first = |length: usize| switch.filter(|switch| length > switch.above).map_or(0, |switch| switch.first);
+    batch.spans.iter().flat_map(|span| (first(span.len())..).take(span.len()).map(|row| row as u32)).collect()
 }
 
 /// The rotation of some heads, side by side in each row.
@@ -121,7 +136,12 @@ pub trait Backend: Sync {
     ) -> Result<Self::Weight>;
     /// A weight `[rows, cols]` from values at hand, row-major.
     fn make_weight(&self, values: Vec<f32>, rows: usize, cols: usize) -> Result<Self::Weight>;
-    fn load_vector(&self, source: &dyn TensorSource, name: &str) -> Result<Self::Vector>;
+    fn make_vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
+    fn load_vector(&self, source: &dyn TensorSource, name: &str) -> Result<Self::Vector> {
+        let mut values = Vec::new();
+        source.read_f32(name, &mut values)?;
+        self.make_vector(values)
+    }
     fn rope(&self, table: RopeTable) -> Result<Self::Rope>;
 
     fn upload(&self, values: &[f32], columns: usize) -> Result<Self::Rows>;
@@ -136,6 +156,8 @@ pub trait Backend: Sync {
     ) -> Result<[Self::Rows; N]>;
     /// Normalises each run of as many columns as the gain has: a row, or each head of a row.
     fn norm(&self, x: &Self::Rows, gain: &Self::Vector, eps: f64) -> Result<Self::Rows>;
+    /// (x − mean) / √(variance + eps) · gain + bias of each row.
+    fn layer_norm(&self, x: &Self::Rows, gain: &Self::Vector, bias: &Self::Vector, eps: f64) -> Result<Self::Rows>;
     /// Turns each head by its token's position.
     fn rotate(&self, x: Self::Rows, rotation: &Rotation<'_, Self>) -> Result<Self::Rows>;
     /// Causal attention within each sequence, `q`, `k`, `v` each with its heads side by side; returns
@@ -174,6 +196,8 @@ pub trait Backend: Sync {
     /// Each of the `heads` equal parts of a row of x, followed by the row of `shared`.
     fn join(&self, x: &Self::Rows, shared: &Self::Rows, heads: usize) -> Result<Self::Rows>;
     fn add(&self, x: Self::Rows, y: Self::Rows) -> Result<Self::Rows>;
+    /// x · factor.
+    fn scale(&self, x: Self::Rows, factor: f64) -> Result<Self::Rows>;
     /// An array of zeros to [`Backend::add_rows`] into.
     fn zeros(&self, rows: usize, columns: usize) -> Result<Self::Rows>;
     /// out[rows[i]] += weights[i] · x[i]; `rows` ascend strictly.

@@ -6,10 +6,11 @@ use super::EngineError;
 use super::backend::Backend;
 use super::batch::Batch;
 use super::mixer::Mixer;
-use super::moe;
+use super::moe::Mixture;
+use super::norm::Norm;
 use super::observer::Observer;
 use super::variant::Change;
-use crate::family::{Activation, BlockSpec, FfnSpec, LinearSpec, MlpSpec, NormSpec};
+use crate::family::{Activation, BlockSpec, FfnSpec, LinearSpec, MlpSpec};
 use crate::model::TensorSource;
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -30,14 +31,14 @@ pub struct Mlp<B: Backend> {
 
 enum Ffn<B: Backend> {
     Dense(Mlp<B>),
-    Moe { router: Linear<B>, experts: Vec<Mlp<B>> },
+    Moe(Mixture<B>),
 }
 
 /// A block's weights, loaded.
 pub struct Block<B: Backend> {
-    attn_norm: B::Vector,
+    attn_norm: Norm<B>,
     mixer: Mixer<B>,
-    ffn_norm: B::Vector,
+    ffn_norm: Norm<B>,
     ffn: Ffn<B>,
 }
 
@@ -46,12 +47,22 @@ pub struct Setting<'a, B: Backend> {
     pub backend: &'a B,
     pub spec: &'a BlockSpec,
     pub eps: f64,
+    /// Factor on what each half of the block adds.
+    pub residual: f64,
     pub rope: &'a B::Rope,
     pub batch: &'a Batch,
     /// What the variant under way changes in this block.
     pub change: Option<&'a Change<'a, B>>,
     /// Multiply-adds of experts, counted as they are done.
     pub expert_work: &'a AtomicU64,
+}
+
+impl<B: Backend> Setting<'_, B> {
+    /// Adds what half a block put out to the hidden states.
+    fn join(&self, hidden: B::Rows, out: B::Rows) -> Result<B::Rows> {
+        let out = if self.residual == 1.0 { out } else { self.backend.scale(out, self.residual)? };
+        self.backend.add(hidden, out)
+    }
 }
 
 impl<B: Backend> Linear<B> {
@@ -74,7 +85,7 @@ impl<B: Backend> Linear<B> {
 }
 
 impl<B: Backend> Mlp<B> {
-    fn load(backend: &B, source: &dyn TensorSource, spec: &MlpSpec) -> Result<Self> {
+    pub fn load(backend: &B, source: &dyn TensorSource, spec: &MlpSpec) -> Result<Self> {
         Ok(Mlp {
             gate: Linear::load(backend, source, &spec.gate)?,
             up: Linear::load(backend, source, &spec.up)?,
@@ -107,19 +118,14 @@ impl<B: Backend> Block<B> {
     }
 
     fn load_tensors(backend: &B, source: &dyn TensorSource, spec: &BlockSpec) -> Result<Self> {
-        let vector = |norm: &NormSpec| backend.load_vector(source, &norm.weight);
-        let linear = |layer: &LinearSpec| Linear::load(backend, source, layer);
         let ffn = match &spec.ffn {
             FfnSpec::Dense(mlp) => Ffn::Dense(Mlp::load(backend, source, mlp)?),
-            FfnSpec::Moe(moe) => Ffn::Moe {
-                router: linear(&moe.router)?,
-                experts: moe.experts.iter().map(|e| Mlp::load(backend, source, e)).collect::<Result<_>>()?,
-            },
+            FfnSpec::Moe(moe) => Ffn::Moe(Mixture::load(backend, source, moe)?),
         };
         Ok(Block {
-            attn_norm: vector(&spec.attn_norm)?,
+            attn_norm: Norm::load(backend, source, &spec.attn_norm)?,
             mixer: Mixer::load(backend, source, &spec.mixer)?,
-            ffn_norm: vector(&spec.ffn_norm)?,
+            ffn_norm: Norm::load(backend, source, &spec.ffn_norm)?,
             ffn,
         })
     }
@@ -134,16 +140,16 @@ impl<B: Backend> Block<B> {
         hidden: B::Rows,
         observers: &mut [&mut dyn Observer],
     ) -> Result<B::Rows> {
-        let normed = cx.backend.norm(&hidden, &self.attn_norm, cx.eps)?;
+        let normed = self.attn_norm.apply(cx.backend, &hidden, cx.eps)?;
         let mixed = self.mixer.forward(cx, &normed, observers)?;
         drop(normed);
-        let hidden = cx.backend.add(hidden, mixed)?;
-        let normed = cx.backend.norm(&hidden, &self.ffn_norm, cx.eps)?;
+        let hidden = cx.join(hidden, mixed)?;
+        let normed = self.ffn_norm.apply(cx.backend, &hidden, cx.eps)?;
         let out = match (&self.ffn, cx.spec.moe()) {
-            (Ffn::Moe { router, experts }, Some(moe)) => moe::mixture(cx, moe, router, experts, &normed, observers)?,
+            (Ffn::Moe(mixture), Some(moe)) => mixture.forward(cx, moe, &normed, observers)?,
             (Ffn::Dense(mlp), _) => mlp.apply(cx.backend, &normed, None)?,
-            (Ffn::Moe { .. }, None) => unreachable!("the block was loaded from the same specification"),
+            (Ffn::Moe(_), None) => unreachable!("the block was loaded from the same specification"),
         };
-        cx.backend.add(hidden, out)
+        cx.join(hidden, out)
     }
 }

@@ -11,7 +11,9 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::ops::sigmoid;
 
 use super::EngineError;
-use super::backend::{AttentionShape, Backend, ChunkScore, DecayInput, DeltaShape, RopeTable, Rotation, RowSizes};
+use super::backend::{
+    AttentionShape, Backend, ChunkScore, DecayInput, DeltaShape, LengthSwitch, RopeTable, Rotation, RowSizes, rope_rows,
+};
 use super::batch::Batch;
 use crate::family::{Activation, LinearSpec, Pairing};
 use crate::model::{Dtype, TensorSource};
@@ -30,6 +32,7 @@ pub struct OnDevice {
 /// Cosines and sines `[positions, half]` on the device.
 pub struct DeviceRope {
     pairing: Pairing,
+    switch: Option<LengthSwitch>,
     cos: Tensor,
     sin: Tensor,
 }
@@ -156,9 +159,7 @@ impl Backend for OnDevice {
         self.weight_from_f32(values, rows, cols)
     }
 
-    fn load_vector(&self, source: &dyn TensorSource, name: &str) -> Result<Tensor> {
-        let mut values = Vec::new();
-        source.read_f32(name, &mut values)?;
+    fn make_vector(&self, values: Vec<f32>) -> Result<Tensor> {
         let len = values.len();
         self.run(|| Tensor::from_vec(values, len, &self.device))
     }
@@ -168,7 +169,7 @@ impl Backend for OnDevice {
         self.run(|| {
             let cos = Tensor::from_vec(table.cos, shape, &self.device)?;
             let sin = Tensor::from_vec(table.sin, shape, &self.device)?;
-            Ok(DeviceRope { pairing: table.pairing, cos, sin })
+            Ok(DeviceRope { pairing: table.pairing, switch: table.switch, cos, sin })
         })
     }
 
@@ -212,6 +213,14 @@ impl Backend for OnDevice {
         })
     }
 
+    fn layer_norm(&self, x: &Tensor, gain: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+        self.run(|| {
+            let centred = x.broadcast_sub(&x.mean_keepdim(1)?)?;
+            let deviation = (centred.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
+            centred.broadcast_div(&deviation)?.broadcast_mul(gain)?.broadcast_add(bias)
+        })
+    }
+
     fn rotate(&self, x: Tensor, rotation: &Rotation<'_, Self>) -> Result<Tensor> {
         let &Rotation { heads, first, head_norm, rope, batch } = rotation;
         self.run(|| {
@@ -221,8 +230,7 @@ impl Backend for OnDevice {
             if let Some((gain, eps)) = head_norm {
                 x = candle_nn::ops::rms_norm(&x.contiguous()?, gain, eps as f32)?;
             }
-            let positions: Vec<u32> = batch.spans.iter().flat_map(|span| 0..span.len() as u32).collect();
-            let positions = self.ids(&positions)?;
+            let positions = self.ids(&rope_rows(rope.switch, batch))?;
             let pairs = x.narrow(2, first, 2 * half)?.contiguous()?;
             // The dimension that tells the two of a pair apart.
             let (pairs, side) = match rope.pairing {
@@ -349,6 +357,10 @@ impl Backend for OnDevice {
 
     fn add(&self, x: Tensor, y: Tensor) -> Result<Tensor> {
         self.run(|| x + y)
+    }
+
+    fn scale(&self, x: Tensor, factor: f64) -> Result<Tensor> {
+        self.run(|| x * factor)
     }
 
     fn zeros(&self, rows: usize, columns: usize) -> Result<Tensor> {

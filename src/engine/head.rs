@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use super::backend::{Backend, ChunkScore};
 use super::batch::Batch;
+use super::block::Linear;
 use super::hidden::HiddenStore;
+use super::norm::Norm;
 use super::observer::{LogitChunk, Observer};
 use super::prefetch::one_ahead;
 use super::variant::Run;
@@ -87,11 +89,11 @@ pub struct Head<'a, B: Backend> {
 impl<B: Backend> Head<'_, B> {
     /// Keeps the scored rows of every batch, normed.
     fn keep_scored(&self, hidden: &mut HiddenStore<B>, scored: &[Scored]) -> Result<()> {
-        let gain = self.backend.load_vector(self.source, &self.spec.final_norm.weight)?;
+        let norm = Norm::load(self.backend, self.source, &self.spec.final_norm)?;
         for (index, scored) in scored.iter().enumerate() {
             let rows = hidden.take(self.backend, index)?;
             let rows = self.backend.take_rows(&rows, &scored.rows)?;
-            hidden.put(self.backend, index, self.backend.norm(&rows, &gain, self.spec.norm_eps)?)?;
+            hidden.put(self.backend, index, norm.apply(self.backend, &rows, self.spec.norm_eps)?)?;
         }
         Ok(())
     }
@@ -115,13 +117,18 @@ impl<B: Backend> Head<'_, B> {
             .collect();
         let load = |chunk: usize| {
             let rows = chunks[chunk].clone();
-            let weight = self.backend.load_weight_rows(self.source, &self.spec.head, rows, self.spec.hidden);
+            let weight = self.backend.load_weight_rows(self.source, &self.spec.head, rows.clone(), self.spec.hidden)?;
             self.source.release(&self.spec.head);
-            weight
+            let bias = self.spec.head_bias.as_ref().map(|name| {
+                let mut values = Vec::new();
+                self.source.read_rows_f32(name, rows, &mut values)?;
+                self.backend.make_vector(values)
+            });
+            Ok::<_, EngineError>(Linear { weight, bias: bias.transpose()? })
         };
-        one_ahead(chunks.len(), load, |chunk, weight| {
+        one_ahead(chunks.len(), load, |chunk, layer| {
             for (index, scored) in scored.iter().enumerate().filter(|(_, s)| !s.rows.is_empty()) {
-                self.chunk(&weight, &chunks[chunk], index, scored, hidden, &mut running[index], observers)?;
+                self.chunk(&layer, &chunks[chunk], index, scored, hidden, &mut running[index], observers)?;
             }
             progress((chunk + 1) as f64 / chunks.len() as f64);
             Ok(())
@@ -133,7 +140,7 @@ impl<B: Backend> Head<'_, B> {
     #[expect(clippy::too_many_arguments, reason = "the body of a loop, split off for reading")]
     fn chunk(
         &self,
-        weight: &B::Weight,
+        layer: &Linear<B>,
         vocab: &Range<usize>,
         run: usize,
         scored: &Scored,
@@ -142,7 +149,10 @@ impl<B: Backend> Head<'_, B> {
         observers: &mut [&mut dyn Observer],
     ) -> Result<()> {
         let rows = hidden.take(self.backend, run)?;
-        let [logits] = self.backend.linears(&rows, None, [(weight, None)])?;
+        let mut logits = layer.apply(self.backend, &rows)?;
+        if self.spec.factors.logits != 1.0 {
+            logits = self.backend.scale(logits, self.spec.factors.logits)?;
+        }
         hidden.put(self.backend, run, rows)?;
         let inside = |&t: &u32| (t as usize).checked_sub(vocab.start).filter(|&t| t < vocab.len()).map(|t| t as u32);
         let targets: Vec<Option<u32>> = scored.targets.iter().map(inside).collect();
@@ -162,8 +172,9 @@ impl<B: Backend> Head<'_, B> {
     }
 
     fn not_finite(&self) -> EngineError {
-        let tensors = [&self.spec.final_norm.weight, &self.spec.head];
-        super::pass::not_finite("the output head".to_owned(), self.source, tensors.into_iter().map(String::as_str))
+        let ModelSpec { final_norm, head, head_bias, .. } = self.spec;
+        let tensors = [&final_norm.weight, head].into_iter().chain(&final_norm.bias).chain(head_bias);
+        super::pass::not_finite("the output head".to_owned(), self.source, tensors.map(String::as_str))
     }
 }
 

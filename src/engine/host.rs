@@ -5,7 +5,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::attention;
-use super::backend::{AttentionShape, Backend, ChunkScore, DecayInput, DeltaShape, RopeTable, Rotation, RowSizes};
+use super::backend::{
+    AttentionShape, Backend, ChunkScore, DecayInput, DeltaShape, RopeTable, Rotation, RowSizes, rope_rows,
+};
 use super::batch::Batch;
 use super::delta_rule::{Gates, delta_rule};
 use super::matmul::{Kernel, PackedInput, PackedWeight, matmul_packed};
@@ -81,9 +83,7 @@ impl Backend for Host {
         Ok(PackedWeight::from_f32_for(self.kernel, &values, rows, cols))
     }
 
-    fn load_vector(&self, source: &dyn TensorSource, name: &str) -> Result<Vec<f32>> {
-        let mut values = Vec::new();
-        source.read_f32(name, &mut values)?;
+    fn make_vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
         Ok(values)
     }
 
@@ -127,9 +127,16 @@ impl Backend for Host {
         Ok(out)
     }
 
+    fn layer_norm(&self, x: &HostRows, gain: &Vec<f32>, bias: &Vec<f32>, eps: f64) -> Result<HostRows> {
+        let mut out = HostRows::dirty(x.rows(), x.columns);
+        let rows = out.data.par_chunks_exact_mut(x.columns).zip(x.data.par_chunks_exact(x.columns));
+        rows.with_min_len(ROWS_PER_TASK).for_each(|(out, row)| vector::layer_norm(row, gain, bias, eps as f32, out));
+        Ok(out)
+    }
+
     fn rotate(&self, mut x: HostRows, rotation: &Rotation<'_, Self>) -> Result<HostRows> {
         let &Rotation { heads, first, head_norm, rope, batch } = rotation;
-        let positions: Vec<usize> = batch.spans.iter().flat_map(|span| 0..span.len()).collect();
+        let positions = rope_rows(rope.switch, batch);
         let (columns, half) = (x.columns, rope.half);
         let turn = match rope.pairing {
             Pairing::Half => vector::rotate,
@@ -138,7 +145,7 @@ impl Backend for Host {
         x.data.par_chunks_mut(ROWS_PER_TASK * columns).zip(positions.par_chunks(ROWS_PER_TASK)).for_each(
             |(rows, positions)| {
                 for (row, &position) in rows.chunks_exact_mut(columns).zip(positions) {
-                    let angles = position * half..(position + 1) * half;
+                    let angles = position as usize * half..(position as usize + 1) * half;
                     for head in row.chunks_exact_mut(columns / heads) {
                         if let Some((gain, eps)) = head_norm {
                             vector::rms_norm_in_place(head, gain, eps as f32);
@@ -256,6 +263,11 @@ impl Backend for Host {
     fn add(&self, mut x: HostRows, y: HostRows) -> Result<HostRows> {
         let step = ROWS_PER_TASK * x.columns;
         x.data.par_chunks_mut(step).zip(y.data.par_chunks(step)).for_each(|(x, y)| vector::add(x, y));
+        Ok(x)
+    }
+
+    fn scale(&self, mut x: HostRows, factor: f64) -> Result<HostRows> {
+        x.data.par_chunks_mut(ROWS_PER_TASK * x.columns).for_each(|x| vector::scale(x, factor as f32));
         Ok(x)
     }
 

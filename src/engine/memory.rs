@@ -114,7 +114,11 @@ fn row_bytes(spec: &ModelSpec) -> u64 {
         let (attention, keys_and_values) = mixer_values(&block.mixer);
         let (ffn, input) = match block.moe() {
             // Every token could meet the same expert.
-            Some(moe) => (2 * moe.experts.first().map_or(0, |e| e.gate.rows) + 2 * spec.hidden, moe.router.rows),
+            Some(moe) => {
+                let shared = moe.shared.as_ref().map_or(0, |shared| 2 * shared.mlp.gate.rows);
+                let routed = 2 * moe.experts.first().map_or(0, |e| e.gate.rows);
+                (routed.max(shared) + 2 * spec.hidden, moe.router.rows)
+            }
             None => match &block.ffn {
                 crate::family::FfnSpec::Dense(mlp) => (2 * mlp.gate.rows, mlp.gate.rows),
                 crate::family::FfnSpec::Moe(_) => (0, 0),

@@ -5,6 +5,7 @@ use super::backend::{AttentionShape, Backend, Rotation};
 use super::block::{Linear, Setting};
 use super::delta_net::DeltaNet;
 use super::latent::LatentAttention;
+use super::norm::Norm;
 use super::observer::{HeadViews, Observer};
 use crate::family::{AttentionSpec, MixerSpec, NormSpec};
 use crate::model::TensorSource;
@@ -25,8 +26,8 @@ pub struct Attention<B: Backend> {
     k: Linear<B>,
     v: Linear<B>,
     o: Linear<B>,
-    q_norm: Option<B::Vector>,
-    k_norm: Option<B::Vector>,
+    q_norm: Option<Norm<B>>,
+    k_norm: Option<Norm<B>>,
     sinks: Option<B::Vector>,
 }
 
@@ -59,14 +60,14 @@ impl<B: Backend> Mixer<B> {
 
 impl<B: Backend> Attention<B> {
     fn load(backend: &B, source: &dyn TensorSource, spec: &AttentionSpec) -> Result<Self> {
-        let vector = |norm: &NormSpec| backend.load_vector(source, &norm.weight);
+        let norm = |spec: &NormSpec| Norm::load(backend, source, spec);
         Ok(Attention {
             q: Linear::load(backend, source, &spec.q)?,
             k: Linear::load(backend, source, &spec.k)?,
             v: Linear::load(backend, source, &spec.v)?,
             o: Linear::load(backend, source, &spec.o)?,
-            q_norm: spec.q_norm.as_ref().map(vector).transpose()?,
-            k_norm: spec.k_norm.as_ref().map(vector).transpose()?,
+            q_norm: spec.q_norm.as_ref().map(norm).transpose()?,
+            k_norm: spec.k_norm.as_ref().map(norm).transpose()?,
             sinks: spec.sinks.as_ref().map(|name| backend.load_vector(source, name)).transpose()?,
             spec: spec.clone(),
         })
@@ -82,9 +83,9 @@ impl<B: Backend> Attention<B> {
             scale: a.scale as f32,
             window: a.window,
         };
-        let [mut q, mut k, mut v] = backend.linears(normed, None, [self.q.layer(), self.k.layer(), self.v.layer()])?;
+        let [mut q, k, mut v] = backend.linears(normed, None, [self.q.layer(), self.k.layer(), self.v.layer()])?;
         if let Some(limit) = a.clip {
-            (q, k, v) = (backend.clamp(q, limit)?, backend.clamp(k, limit)?, backend.clamp(v, limit)?);
+            v = backend.clamp(v, limit)?;
         }
         let mut gate = None;
         if a.output_gate {
@@ -101,19 +102,25 @@ impl<B: Backend> Attention<B> {
         self.o.apply(backend, &mixed)
     }
 
-    /// Norms heads or whole rows if the family does, and turns the heads.
+    /// Norms heads or whole rows and clamps if the family does, and turns the heads.
     fn turn(
         &self,
         cx: &Setting<'_, B>,
         mut x: B::Rows,
         heads: usize,
-        norm: Option<(&B::Vector, &NormSpec)>,
+        norm: Option<(&Norm<B>, &NormSpec)>,
     ) -> Result<B::Rows> {
         let mut head_norm = None;
         match norm {
-            Some((gain, spec)) if spec.size == self.spec.head_dim => head_norm = Some((gain, cx.eps)),
-            Some((gain, _)) => x = cx.backend.norm(&x, gain, cx.eps)?,
+            Some((norm, spec)) if spec.size == self.spec.head_dim => head_norm = Some((norm.gain(), cx.eps)),
+            Some((norm, _)) => x = norm.apply(cx.backend, &x, cx.eps)?,
             None => {}
+        }
+        if let Some(limit) = self.spec.clip {
+            if let Some((gain, eps)) = head_norm.take() {
+                x = cx.backend.norm(&x, gain, eps)?;
+            }
+            x = cx.backend.clamp(x, limit)?;
         }
         cx.backend.rotate(x, &Rotation { heads, first: 0, head_norm, rope: cx.rope, batch: cx.batch })
     }

@@ -22,10 +22,12 @@ pub mod matmul;
 mod memory;
 mod mixer;
 mod moe;
+mod norm;
 mod observer;
 mod pass;
 mod pool;
 mod prefetch;
+mod routing;
 mod variant;
 mod vector;
 

@@ -2,73 +2,119 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use rayon::prelude::*;
-
 use super::EngineError;
 use super::backend::Backend;
 use super::block::{Linear, Mlp, Setting};
 use super::observer::{ExpertOutputs, Observer, Routing};
+use super::routing::{Choices, Router};
 use super::variant::narrowed;
-use crate::family::MoeSpec;
+use crate::family::{MoeSpec, SharedExpertSpec};
+use crate::model::TensorSource;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
-/// The experts chosen for each of some tokens.
-#[derive(Debug, PartialEq)]
-pub struct Choices {
-    /// `[tokens · top_k]`, best first.
-    pub chosen: Vec<u32>,
-    /// `[tokens · top_k]`.
-    pub weights: Vec<f32>,
+/// A mixture's weights, loaded.
+pub struct Mixture<B: Backend> {
+    router: Linear<B>,
+    correction: Option<Vec<f32>>,
+    experts: Vec<Mlp<B>>,
+    shared: Option<SharedExpert<B>>,
 }
 
-/// The routed output for normed hidden states x `[rows, hidden]`.
-pub fn mixture<B: Backend>(
-    cx: &Setting<'_, B>,
-    spec: &MoeSpec,
-    router: &Linear<B>,
-    experts: &[Mlp<B>],
-    x: &B::Rows,
-    observers: &mut [&mut dyn Observer],
-) -> Result<B::Rows> {
-    let backend = cx.backend;
-    let choices = route(cx, spec, router, x)?;
-    let routing = Routing {
-        layer: cx.spec.index,
-        experts: spec.experts.len(),
-        top_k: spec.top_k,
-        chosen: &choices.chosen,
-        weights: &choices.weights,
-        batch: cx.batch,
-    };
-    for observer in observers.iter_mut() {
-        observer.router(&routing);
+/// An expert that every token passes.
+struct SharedExpert<B: Backend> {
+    mlp: Mlp<B>,
+    gate: Option<Linear<B>>,
+}
+
+impl<B: Backend> Mixture<B> {
+    pub fn load(backend: &B, source: &dyn TensorSource, spec: &MoeSpec) -> Result<Self> {
+        let correction = |name: &String| {
+            let mut values = Vec::new();
+            source.read_f32(name, &mut values).map(|()| values)
+        };
+        let shared = |spec: &SharedExpertSpec| {
+            let gate = spec.gate.as_ref().map(|gate| Linear::load(backend, source, gate)).transpose()?;
+            Ok::<_, EngineError>(SharedExpert { mlp: Mlp::load(backend, source, &spec.mlp)?, gate })
+        };
+        Ok(Mixture {
+            router: Linear::load(backend, source, &spec.router)?,
+            correction: spec.correction.as_ref().map(correction).transpose()?,
+            experts: spec.experts.iter().map(|e| Mlp::load(backend, source, e)).collect::<Result<_>>()?,
+            shared: spec.shared.as_ref().map(shared).transpose()?,
+        })
     }
-    let mut out = backend.zeros(cx.batch.rows(), spec.router.cols)?;
-    for (expert, tokens) in by_expert(&choices, experts.len(), spec.top_k).iter().enumerate() {
-        if !tokens.rows.is_empty() {
-            let y = experts[expert].apply(backend, x, Some(&tokens.rows))?;
-            cx.expert_work.fetch_add(tokens.rows.len() as u64 * spec.experts[expert].elements(), Relaxed);
-            show_outputs(cx, expert, tokens, &y, observers)?;
-            out = backend.add_rows(out, &tokens.rows, &tokens.weights, &y)?;
+
+    /// The output for normed hidden states x `[rows, hidden]`: the routed experts' and the shared one's.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn forward(
+        &self,
+        cx: &Setting<'_, B>,
+        spec: &MoeSpec,
+        x: &B::Rows,
+        observers: &mut [&mut dyn Observer],
+    ) -> Result<B::Rows> {
+        let out = self.routed(cx, spec, x, observers)?;
+        let Some(shared) = &self.shared else { return Ok(out) };
+        let mut y = shared.mlp.apply(cx.backend, x, None)?;
+        if let Some(gate) = &shared.gate {
+            y = cx.backend.gate(y, &gate.apply(cx.backend, x)?)?;
         }
+        cx.backend.add(out, y)
     }
-    Ok(out)
-}
 
-/// The router's choices; those of a variant are made among its survivors as if there were no others.
-fn route<B: Backend>(cx: &Setting<'_, B>, spec: &MoeSpec, router: &Linear<B>, x: &B::Rows) -> Result<Choices> {
-    let experts = spec.experts.len();
-    let Some(change) = cx.change else {
-        let logits = cx.backend.download(&router.apply(cx.backend, x)?)?;
-        return Ok(choose(&logits, experts, spec.top_k, spec.renormalises()));
-    };
-    let weight = change.router.as_ref().map_or(&router.weight, |other| &other.weight);
-    let [logits] = cx.backend.linears(x, None, [(weight, router.bias.as_ref())])?;
-    let logits = narrowed(&cx.backend.download(&logits)?, experts, change.kept);
-    let mut choices = choose(&logits, change.kept.len(), spec.top_k, spec.renormalises());
-    choices.chosen.iter_mut().for_each(|expert| *expert = change.kept[*expert as usize]);
-    Ok(choices)
+    fn routed(
+        &self,
+        cx: &Setting<'_, B>,
+        spec: &MoeSpec,
+        x: &B::Rows,
+        observers: &mut [&mut dyn Observer],
+    ) -> Result<B::Rows> {
+        let backend = cx.backend;
+        let choices = self.route(cx, spec, x)?;
+        let routing = Routing {
+            layer: cx.spec.index,
+            experts: spec.experts.len(),
+            top_k: spec.top_k,
+            chosen: &choices.chosen,
+            weights: &choices.weights,
+            batch: cx.batch,
+        };
+        for observer in observers.iter_mut() {
+            observer.router(&routing);
+        }
+        let mut out = backend.zeros(cx.batch.rows(), spec.router.cols)?;
+        for (expert, tokens) in by_expert(&choices, self.experts.len(), spec.top_k).iter().enumerate() {
+            if !tokens.rows.is_empty() {
+                let y = self.experts[expert].apply(backend, x, Some(&tokens.rows))?;
+                cx.expert_work.fetch_add(tokens.rows.len() as u64 * spec.experts[expert].elements(), Relaxed);
+                show_outputs(cx, expert, tokens, &y, observers)?;
+                out = backend.add_rows(out, &tokens.rows, &tokens.weights, &y)?;
+            }
+        }
+        Ok(out)
+    }
+
+    /// The router's choices; those of a variant are made among its survivors as if there were no others.
+    fn route(&self, cx: &Setting<'_, B>, spec: &MoeSpec, x: &B::Rows) -> Result<Choices> {
+        let experts = spec.experts.len();
+        let (rule, top_k, scale) = (spec.rule, spec.top_k, spec.scale as f32);
+        let Some(change) = cx.change else {
+            let logits = cx.backend.download(&self.router.apply(cx.backend, x)?)?;
+            let router = Router { rule, top_k, scale, correction: self.correction.as_deref() };
+            return Ok(router.choose(&logits, experts));
+        };
+        let weight = change.router.as_ref().map_or(&self.router.weight, |other| &other.weight);
+        let [logits] = cx.backend.linears(x, None, [(weight, self.router.bias.as_ref())])?;
+        let logits = narrowed(&cx.backend.download(&logits)?, experts, change.kept);
+        let correction = self.correction.as_ref().map(|values| narrowed(values, experts, change.kept));
+        let router = Router { rule, top_k, scale, correction: correction.as_deref() };
+        let mut choices = router.choose(&logits, change.kept.len());
+        choices.chosen.iter_mut().for_each(|expert| *expert = change.kept[*expert as usize]);
+        Ok(choices)
+    }
 }
 
 fn show_outputs<B: Backend>(
@@ -97,34 +143,6 @@ fn show_outputs<B: Backend>(
     Ok(())
 }
 
-/// Softmax over all experts, then the `top_k` largest; equal probabilities go to the lower expert number.
-pub fn choose(logits: &[f32], experts: usize, top_k: usize, normalise: bool) -> Choices {
-    let tokens = logits.len() / experts;
-    let mut chosen = vec![0u32; tokens * top_k];
-    let mut weights = vec![0f32; tokens * top_k];
-    let outputs = chosen.par_chunks_mut(top_k).zip(weights.par_chunks_mut(top_k));
-    outputs.zip(logits.par_chunks(experts)).with_min_len(64).for_each(|((chosen, weights), row)| {
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let total: f32 = row.iter().map(|&v| (v - max).exp()).sum();
-        let mut order: Vec<u32> = (0..experts as u32).collect();
-        let rank = |&a: &u32, &b: &u32| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b));
-        if top_k < experts {
-            order.select_nth_unstable_by(top_k - 1, rank);
-            order.truncate(top_k);
-        }
-        order.sort_unstable_by(rank);
-        for ((slot, weight), &expert) in chosen.iter_mut().zip(weights.iter_mut()).zip(&order) {
-            *slot = expert;
-            *weight = (row[expert as usize] - max).exp() / total;
-        }
-        if normalise {
-            let sum: f32 = weights.iter().sum();
-            weights.iter_mut().for_each(|w| *w /= sum);
-        }
-    });
-    Choices { chosen, weights }
-}
-
 /// The tokens of one expert.
 #[derive(Clone, Default)]
 struct Tokens {
@@ -145,24 +163,6 @@ fn by_expert(choices: &Choices, experts: usize, top_k: usize) -> Vec<Tokens> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_largest_are_chosen_and_ties_go_to_the_lower_number() {
-        let got = choose(&[0.0, 1.0, 1.0, 1.0], 4, 2, true);
-        assert_eq!(got, Choices { chosen: vec![1, 2], weights: vec![0.5, 0.5] });
-    }
-
-    #[test]
-    fn weights_are_probabilities_over_all_experts_unless_normalised() {
-        let logits = [2f32.ln(), 0.0, 0.0];
-        let raw = choose(&logits, 3, 1, false);
-        assert_eq!(raw.chosen, [0]);
-        assert!((raw.weights[0] - 0.5).abs() < 1e-6);
-        assert_eq!(choose(&logits, 3, 1, true).weights, [1.0]);
-        let all = choose(&logits, 3, 3, false);
-        assert_eq!(all.chosen, [0, 1, 2]);
-        assert!((all.weights.iter().sum::<f32>() - 1.0).abs() < 1e-6);
-    }
 
     #[test]
     fn every_choice_lands_in_exactly_one_group() {

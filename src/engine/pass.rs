@@ -7,7 +7,7 @@ use std::time::Instant;
 use candle_core::Device;
 
 use super::EngineError;
-use super::backend::{Backend, RopeTable};
+use super::backend::{Backend, LengthSwitch, RopeTable};
 use super::batch::{Batch, batches};
 use super::block::{Block, Setting};
 use super::device::OnDevice;
@@ -287,6 +287,9 @@ impl<B: Backend> Pass<'_, B> {
                 self.source.read_rows_f32(&self.spec.embed, token..token + 1, &mut row)?;
                 values.extend_from_slice(&row);
             }
+            if self.spec.factors.embedding != 1.0 {
+                super::vector::scale(&mut values, self.spec.factors.embedding as f32);
+            }
             self.source.release(&self.spec.embed);
             hidden.put(self.backend, index, self.backend.upload(&values, self.spec.hidden)?)?;
         }
@@ -313,7 +316,8 @@ impl<B: Backend> Pass<'_, B> {
                 let observers: &mut [&mut dyn Observer] = if *variant == 0 { observers } else { &mut [] };
                 self.show_input(index, batch, &x, observers)?;
                 let (backend, eps, change) = (self.backend, self.spec.norm_eps, changes[*variant].as_ref());
-                let cx = Setting { backend, spec, eps, rope: &rope, batch, change, expert_work };
+                let residual = self.spec.factors.residual;
+                let cx = Setting { backend, spec, eps, residual, rope: &rope, batch, change, expert_work };
                 let x = block.forward(&cx, x, observers)?;
                 if !self.backend.is_finite(&x)? {
                     return Err(self.not_finite(spec));
@@ -359,11 +363,22 @@ pub(super) fn not_finite<'n>(
 
 /// Cosines and sines of every position up to `positions`, the attention factor included.
 fn rope_table(rope: &RopeSpec, positions: usize) -> RopeTable {
-    let frequencies = rope.inverse_frequencies();
-    let factor = rope.attention_factor();
-    let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
-    let (cos, sin) = angles.map(|angle| ((angle.cos() * factor) as f32, (angle.sin() * factor) as f32)).unzip();
-    RopeTable { half: frequencies.len(), pairing: rope.pairing, cos, sin }
+    let (mut cos, mut sin) = (Vec::new(), Vec::new());
+    let mut turn = |rope: &RopeSpec, positions: usize| {
+        let (frequencies, factor) = (rope.inverse_frequencies(), rope.attention_factor());
+        for angle in (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f)) {
+            cos.push((angle.cos() * factor) as f32);
+            sin.push((angle.sin() * factor) as f32);
+        }
+    };
+    let beyond = rope.beyond().filter(|(above, _)| positions > *above);
+    let first = beyond.as_ref().map_or(positions, |(above, _)| *above);
+    turn(rope, first);
+    let switch = beyond.map(|(above, beyond)| {
+        turn(&beyond, positions);
+        LengthSwitch { above, first }
+    });
+    RopeTable { half: rope.dims / 2, pairing: rope.pairing, cos, sin, switch }
 }
 
 /// Turns work done into progress reports.

@@ -153,6 +153,18 @@ wide! {
 }
 
 wide! {
+    /// out = (x − mean(x)) / sqrt(variance(x) + eps) · gain + bias.
+    pub fn layer_norm(x: &[f32], gain: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+        let mean = fold(x, 0.0, |acc, v| acc + v, |a, b| a + b) / x.len() as f32;
+        let squares = fold(x, 0.0, |acc, v| acc + (v - mean) * (v - mean), |a, b| a + b);
+        let scale = 1.0 / (squares / x.len() as f32 + eps).sqrt();
+        for (((o, &v), &g), &b) in out.iter_mut().zip(x).zip(gain).zip(bias) {
+            *o = (v - mean) * scale * g + b;
+        }
+    }
+}
+
+wide! {
     /// [`rms_norm`] where input and output are one.
     pub fn rms_norm_in_place(x: &mut [f32], gain: &[f32], eps: f32) {
         let squares = fold(x, 0.0, |acc, v| acc + v * v, |a, b| a + b);
@@ -298,6 +310,13 @@ mod tests {
         row[99] = f32::NAN;
         assert!(!is_finite(&row));
         assert!(max_and_exp_sum(&row).1.is_nan());
+    }
+
+    #[test]
+    fn layer_norm_takes_the_mean_away_and_divides_by_the_deviation() {
+        let mut out = [0.0; 4];
+        layer_norm(&[1.0, 3.0, 1.0, 3.0], &[1.0, 2.0, 1.0, 1.0], &[0.0, 0.0, 5.0, 0.0], 0.0, &mut out);
+        assert_eq!(out, [-1.0, 2.0, 4.0, 1.0]);
     }
 
     #[test]

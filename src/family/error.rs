@@ -29,7 +29,7 @@ pub enum FamilyError {
     Stacks { names: [String; 2], found: [Vec<usize>; 2], wanted: String },
     #[error("tensors {} and {} both mean {meaning}", both[0], both[1])]
     Twice { both: [String; 2], meaning: String },
-    #[error("the config declares a {name}, but no tensor of the files belongs to it")]
+    #[error("the config declares the {name}, but no tensor of the files belongs to it")]
     MissingPart { name: &'static str, prefixes: String },
     #[error("tensor {name} has {rows} rows, which {heads} heads cannot share")]
     UnevenHeads { name: String, rows: usize, heads: usize },

@@ -286,3 +286,6 @@ pub(super) fn by_roles(metas: &[TensorMeta], roles: &HashMap<String, Role>) -> S
     }
     storage
 }
+
+#[cfg(test)]
+mod tests;

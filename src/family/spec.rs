@@ -55,7 +55,7 @@ pub struct AttentionSpec {
     pub head_dim: usize,
     /// Factor on the scores before the softmax; usually 1 / √head_dim.
     pub scale: f64,
-    /// q, k and v are clamped to ± this after their products (and before their norms).
+    /// q, k and v are clamped to ± this after their products and norms, before rope.
     pub clip: Option<f64>,
     /// The mixed heads are multiplied by the sigmoid of a gate that comes out of `q`.
     pub output_gate: bool,

@@ -6,6 +6,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use factoryline::engine::PassOptions;
 use factoryline::family::{self, ExpertAxis, Holding, MixtureId, MoeSpec, Part, Role, StackLayout};
+use serde_json::{Value, json};
 
 use crate::oracle::{logits, mixture, reference, rewritten, worst};
 
@@ -90,4 +91,135 @@ fn every_stored_tensor_is_listed_once_with_what_it_holds() {
     let experts = model.spec.blocks[0].moe().unwrap().experts.len();
     let name = &model.spec.blocks[0].moe().unwrap().experts[0].up.weight;
     assert_eq!(model.storage().renumbered(name, experts), None);
+}
+
+/// The fixture with its config changed.
+fn with_config(path: &Path, change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> tempfile::TempDir {
+    let dir = rewritten(path, |_| ());
+    let file = dir.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    change(config.as_object_mut().unwrap());
+    std::fs::write(file, config.to_string()).unwrap();
+    dir
+}
+
+fn refusal(path: &Path) -> String {
+    family::open(path).err().expect("the model is refused").to_string()
+}
+
+#[test]
+fn damage_done_to_experts_is_named() {
+    let path = mixture();
+    let spec = family::open(&path).unwrap().spec;
+    let moe = spec.blocks[0].moe().unwrap();
+    let (router, up) = (&moe.router.weight, &moe.experts[1].up.weight);
+
+    let turned = rewritten(&path, |tensors| {
+        let tensor = tensors.get_mut(up).unwrap();
+        *tensor = tensor.t().unwrap().contiguous().unwrap();
+    });
+    let text = refusal(turned.path());
+    assert!(text.contains(up.as_str()) && text.contains("has shape"), "{text}");
+
+    let lost = rewritten(&path, |tensors| {
+        tensors.remove(up).unwrap();
+    });
+    let text = refusal(lost.path());
+    assert!(text.contains(up.as_str()) && text.contains("is missing"), "{text}");
+
+    let cut = rewritten(&path, |tensors| {
+        let tensor = tensors.get_mut(router).unwrap();
+        *tensor = tensor.narrow(0, 0, moe.experts.len() - 1).unwrap().contiguous().unwrap();
+    });
+    let text = refusal(cut.path());
+    assert!(text.contains(router.as_str()) && text.contains("num_experts"), "{text}");
+
+    for wrong in [moe.experts.len() - 1, moe.experts.len() + 2] {
+        let dir = with_config(&path, |config| {
+            config.insert("num_experts".to_owned(), wrong.into());
+        });
+        let text = refusal(dir.path());
+        assert!(
+            text.contains(&format!("num_experts says {wrong} experts")) && text.contains(router.as_str()),
+            "{text}"
+        );
+    }
+
+    let half = rewritten(&path, |tensors| {
+        stack(&path, tensors, StackLayout::OutIn, "");
+        let name = format!("{}.gate_up_proj", prefix(moe));
+        let tensor = tensors.get_mut(&name).unwrap();
+        *tensor = tensor.transpose(1, 2).unwrap().contiguous().unwrap();
+    });
+    let text = refusal(half.path());
+    assert!(text.contains("gate_up_proj") && text.contains("lie in no layout"), "{text}");
+}
+
+#[test]
+fn a_missing_shard_is_named() {
+    let path = mixture().parent().unwrap().join("qwen3_moe-sharded");
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(&path).unwrap() {
+        let file = entry.unwrap().path();
+        let name = file.file_name().unwrap().to_string_lossy().into_owned();
+        if !name.contains("00002-of") && name != "reference.safetensors" {
+            std::fs::copy(&file, dir.path().join(name)).unwrap();
+        }
+    }
+    let text = refusal(dir.path());
+    assert!(text.contains("model-00002-of-00002.safetensors is missing"), "{text}");
+}
+
+/// A dense fixture dressed up as the language model of one with towers, its tensors under other names.
+fn dressed(model_type: &str, names: &dyn Fn(&str) -> String, towers: &[&str], declared: &[&str]) -> tempfile::TempDir {
+    let path = mixture().parent().unwrap().join("qwen2-tied");
+    let dir = rewritten(&path, |tensors| {
+        *tensors = tensors.drain().map(|(name, tensor)| (names(&name), tensor)).collect();
+        for tower in towers {
+            tensors.insert(
+                (*tower).to_owned(),
+                Tensor::zeros(3, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap(),
+            );
+        }
+    });
+    let file = dir.path().join("config.json");
+    let mut text: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    text["model_type"] = format!("{model_type}_text").into();
+    let mut config = json!({"text_config": text, "tie_word_embeddings": true});
+    for key in declared {
+        config[*key] = json!({"depth": 1});
+    }
+    if model_type.ends_with("omni") {
+        config = json!({"thinker_config": config});
+    }
+    config["model_type"] = model_type.into();
+    std::fs::write(file, config.to_string()).unwrap();
+    dir
+}
+
+#[test]
+fn towers_go_along_under_their_own_names() {
+    let plain = mixture().parent().unwrap().join("qwen2-tied");
+    let (ids, _) = reference(&plain);
+    let options = PassOptions::default();
+    let wanted = logits(&plain, &ids, &options);
+    let same = |name: &str| name.to_owned();
+    let below = |name: &str| format!("thinker.{name}");
+    let nested = |name: &str| name.replace("model.", "model.language_model.");
+    let towers = ["vision_config", "audio_config"];
+    let cases: [(tempfile::TempDir, usize); 4] = [
+        (dressed("qwen2_5_vl", &same, &["visual.a", "visual.b"], &towers[..1]), 2),
+        (dressed("qwen2_5_vl", &nested, &["model.visual.a"], &towers[..1]), 1),
+        (dressed("qwen2_5_omni", &below, &["thinker.visual.a", "thinker.audio_tower.b", "talker.c"], &towers), 3),
+        (dressed("qwen2_5_omni", &same, &["visual.a", "audio_tower.b"], &towers), 2),
+    ];
+    for (dir, carried) in &cases {
+        let model = family::open(dir.path()).unwrap();
+        assert!(model.warnings.is_empty(), "{:?}", model.warnings);
+        let held = |part| model.storage().carried(part).count();
+        assert_eq!((0..model.spec.carried.len()).map(held).sum::<usize>(), *carried);
+        assert_eq!(worst(&logits(dir.path(), &ids, &options), &wanted), 0.0);
+    }
+    let text = refusal(dressed("qwen2_5_omni", &below, &["thinker.visual.a", "thinker.audio.b"], &towers).path());
+    assert!(text.contains("declares the audio tower"), "{text}");
 }
