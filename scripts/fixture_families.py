@@ -89,7 +89,7 @@ GROUPS = {
                        num_experts_per_tok=2, decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=True,
                        attention_bias=False, use_sliding_window=False, rope_theta=10000.0, rope_scaling=None),
                   {"qwen3_moe-fused": "fused"}, []),
-    "olmoe": (moe("olmoe", "OlmoeForCausalLM", 64, num_experts=5, norm_topk_prob=False, clip_qkv=None,
+    "olmoe": (moe("olmoe", "OlmoeForCausalLM", 64, num_experts=5, norm_topk_prob=False, clip_qkv=1.0,
                   attention_bias=False), {"olmoe": "hub", "olmoe-fused": "fused"}, []),
     "mixtral": (moe("mixtral", "MixtralForCausalLM", 64, num_local_experts=5, sliding_window=None),
                 {"mixtral": "hub", "mixtral-fused": "fused"}, []),

@@ -52,6 +52,14 @@ impl<'a> Keys<'a> {
         }
     }
 
+    pub fn not_negative(&self, key: &str) -> Result<Option<f64>, FamilyError> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        match value.as_f64() {
+            Some(n) if n >= 0.0 => Ok(Some(n)),
+            _ => Err(Self::bad(key, value, "a number that is not negative")),
+        }
+    }
+
     pub fn flag(&self, key: &str, default: bool) -> Result<bool, FamilyError> {
         match self.value(key) {
             None => Ok(default),

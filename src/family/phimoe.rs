@@ -43,6 +43,6 @@ fn experts(keys: &Keys<'_>) -> Result<Experts, FamilyError> {
             supported: "2 (SparseMixer chooses two experts)".to_owned(),
         });
     }
-    let rule = RoutingRule::SparseMixer { jitter: keys.positive("router_jitter_noise")?.unwrap_or(0.01) };
+    let rule = RoutingRule::SparseMixer { jitter: keys.not_negative("router_jitter_noise")?.unwrap_or(0.01) };
     Ok(Experts { rule, names: ExpertNames::BLOCK_SPARSE, ..read })
 }

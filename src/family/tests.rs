@@ -180,6 +180,38 @@ fn gguf_stacks_experts_and_permutes_where_the_family_says() {
 }
 
 #[test]
+fn a_family_without_gguf_rules_is_refused_naming_those_that_have_them() {
+    let mixture = spec(|map| {
+        moe_keys(map);
+        map.insert("model_type".to_owned(), json!("mixtral"));
+    });
+    let fault = crate::fault::Fault::from(gguf_tensors(&mixture.unwrap()).unwrap_err());
+    insta::assert_snapshot!(fault, @r#"a GGUF file of a model of the family "mixtral" is not supported"#);
+    assert_eq!(fault.hint.as_deref(), Some("supported: GGUF files of llama, qwen2, qwen3, qwen3_moe"));
+}
+
+#[test]
+fn keys_of_nested_configs_are_found_the_nearest_first() {
+    let nested = |tie: Value| {
+        let text = json!({"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 96,
+            "vocab_size": 100, "tie_word_embeddings": true, "rope_parameters": {"rope_theta": 5e6, "rope_type": "default",
+            "mrope_section": [2, 3, 3]}});
+        let config = json!({"model_type": "qwen2_5_omni", "enable_audio_output": false, "talker_config": {},
+            "thinker_config": {"text_config": text, "vision_config": {}, "tie_word_embeddings": tie}});
+        let config = Config::from_value(Path::new("config.json"), config).unwrap();
+        of_config(&config).unwrap().spec(&config).unwrap()
+    };
+    let spec = nested(json!(false));
+    assert_eq!((spec.hidden, spec.tied, spec.rope.theta), (64, false, 5e6));
+    let required: Vec<_> = spec.carried.iter().filter(|part| part.required).map(|part| part.name).collect();
+    assert_eq!(required, ["vision tower"], "a talker that is switched off need not be there");
+    assert!(nested(Value::Null).tied);
+    let sections = set("rope_scaling", json!({"type": "mrope", "mrope_section": [2, 3]}));
+    let fault = crate::fault::Fault::from(super::tests::spec(sections).unwrap_err());
+    insta::assert_snapshot!(fault, @"config key rope_scaling.mrope_section is [2,3], wanted counts of pairs that add up to 8");
+}
+
+#[test]
 fn gguf_metadata_is_complete_for_a_mixture() {
     let config = config(moe_keys);
     let spec = of_config(&config).unwrap().spec(&config).unwrap();
@@ -214,4 +246,11 @@ fn gguf_metadata_is_complete_for_a_mixture() {
     qwen3moe.rope.dimension_count = 32
     qwen3moe.rope.freq_base = 10000.0
     ");
+}
+
+#[test]
+fn the_example_family_in_the_documentation_is_the_real_one() {
+    let (page, file) = (include_str!("../../docs/ARCHITECTURE.md"), include_str!("olmoe.rs"));
+    let (_, code) = file.split_once("pub struct").unwrap();
+    assert!(page.contains(code.trim_end()), "docs/ARCHITECTURE.md quotes another src/family/olmoe.rs");
 }

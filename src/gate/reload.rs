@@ -36,7 +36,7 @@ pub fn reopen(path: &Path, subject: &str, expected: &ModelSpec) -> Result<(OpenM
         return Err(GateError::Score { subject: subject.to_owned(), why });
     }
     let evidence = Evidence::passed("reload", subject)
-        .with("tensors", model.tensors.metas().len())
+        .with("tensors", model.stored.metas().len())
         .with("parameters", model.spec.parameters())
         .with("model", found);
     Ok((model, evidence))

@@ -104,7 +104,7 @@ fn plan_benchmark(
     let too_long = spec.context as usize > most;
     let tokens = predict::tokens(bytes).min(spec.max_tokens.unwrap_or(u64::MAX));
     let threads = admission.node.forge.threads;
-    let stored = source.tensors.metas().iter().map(|m| m.bytes).sum();
+    let stored = source.stored.metas().iter().map(|m| m.bytes).sum();
     let mut predicted = planned.predicted;
     if with_base {
         predicted = predicted.then(predict::pass(&source.spec, stored, tokens, threads, true));

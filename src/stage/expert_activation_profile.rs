@@ -32,7 +32,7 @@ impl Stage for ExpertActivationProfile {
         planned.outputs = vec![IMPORTANCE_FILE.into()];
         if let (Some(bytes), Some(source), Some(model)) = (bytes, admission.source(), admission.model()) {
             let tokens = predict::tokens(bytes).min(profile.calibration_tokens.unwrap_or(u64::MAX));
-            let stored = source.tensors.metas().iter().map(|m| m.bytes).sum();
+            let stored = source.stored.metas().iter().map(|m| m.bytes).sum();
             planned.predicted = predict::pass(model, stored, tokens, admission.node.forge.threads, false);
         }
         admission.has_importance = true;

@@ -62,7 +62,7 @@ impl Stage for ExpertPrune {
         }
         if let Some(spec) = admission.model().cloned() {
             let smaller = with_experts(spec.clone(), keep);
-            let stored: u64 = admission.source().map_or(0, |s| s.tensors.metas().iter().map(|m| m.bytes).sum());
+            let stored: u64 = admission.source().map_or(0, |s| s.stored.metas().iter().map(|m| m.bytes).sum());
             let bytes = (stored as f64 * smaller.parameters() as f64 / spec.parameters().max(1) as f64) as u64;
             planned.predicted = predict::rewrite(bytes);
             admission.becomes(smaller);

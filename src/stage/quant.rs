@@ -37,7 +37,7 @@ impl Stage for Quant {
         if quant.format != QuantFormat::Gguf {
             return planned;
         }
-        let stored: u64 = admission.source().map_or(0, |s| s.tensors.metas().iter().map(|m| m.bytes).sum());
+        let stored: u64 = admission.source().map_or(0, |s| s.stored.metas().iter().map(|m| m.bytes).sum());
         for (i, name) in quant.quant_types.iter().enumerate() {
             let Some(dtype) = quant_type(name) else { continue };
             let key = place.key(&format!("quantTypes[{i}]"));

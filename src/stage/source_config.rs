@@ -33,7 +33,7 @@ impl Stage for SourceConfig {
     fn run(&self, cx: &StageContext<'_>, _planned: &PlannedStage, span: Span<'_>) -> Outcome<Product> {
         let model = cx.open_source()?;
         span.at(1.0, "headers read");
-        let tensors = model.tensors.metas().len();
+        let tensors = model.stored.metas().len();
         let summary = format!("{}: {tensors} tensors, {} parameters", model.spec.family, model.spec.parameters());
         Ok(Product { summary: Some(summary), ..Product::default() })
     }

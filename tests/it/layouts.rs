@@ -1,65 +1,128 @@
 //! How experts lie in the files: every layout gives the same model, and the map of the files says what each tensor is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use factoryline::engine::PassOptions;
-use factoryline::family::{self, ExpertAxis, Holding, MixtureId, MoeSpec, Part, Role, StackLayout};
+use factoryline::family::{
+    self, ExpertAxis, Holding, MixtureId, ModelSpec, MoeSpec, OpenModel, Part, Role, StackLayout,
+};
+use factoryline::model::{Dtype, TensorSource};
 use serde_json::{Value, json};
 
-use crate::oracle::{logits, mixture, reference, rewritten, worst};
+use crate::oracle::{fixtures, logits, mixture, reference, rewritten, worst};
 
 /// `…experts` of a mixture.
 fn prefix(moe: &MoeSpec) -> String {
     moe.experts[0].gate.weight.rsplit_once(".0.").unwrap().0.to_owned()
 }
 
+/// Every expert's tensors under the specification's names, and all else as it is stored: the model with its experts one
+/// by one. Experts that were stored in MXFP4 are bf16 then.
+fn one_by_one(model: &OpenModel) -> HashMap<String, Tensor> {
+    let mut out = HashMap::new();
+    let stacked = |holding: &Holding| matches!(holding, Holding::Stack { .. });
+    for meta in model.stored.metas() {
+        if !stacked(&model.storage().get(&meta.name).unwrap().holding) {
+            out.insert(meta.name.clone(), read(&*model.stored, &meta.name));
+        }
+    }
+    let experts = model.spec.blocks.iter().filter_map(|b| b.moe()).flat_map(|moe| &moe.experts);
+    for linear in experts.flat_map(|expert| Part::ALL.map(|part| expert.part(part))) {
+        for name in std::iter::once(&linear.weight).chain(&linear.bias) {
+            out.entry(name.clone()).or_insert_with(|| read(&*model.tensors, name));
+        }
+    }
+    out
+}
+
+fn read(source: &dyn TensorSource, name: &str) -> Tensor {
+    let meta = source.meta(name).unwrap();
+    let mut values = Vec::new();
+    source.read_f32(name, &mut values).unwrap();
+    let tensor = Tensor::from_vec(values, meta.shape.clone(), &Device::Cpu).unwrap();
+    if meta.dtype == Dtype::BF16 { tensor.to_dtype(DType::BF16).unwrap() } else { tensor }
+}
+
 /// Puts the experts of every layer into stacks.
-fn stack(path: &Path, tensors: &mut HashMap<String, Tensor>, layout: StackLayout, ending: &str) {
-    for moe in family::open(path).unwrap().spec.blocks.iter().filter_map(|b| b.moe()) {
+fn stack(spec: &ModelSpec, tensors: &mut HashMap<String, Tensor>, layout: StackLayout, ending: &str) {
+    // Halves of what a linear layer puts out, joined along its rows.
+    let joined = |halves: [Tensor; 2]| match layout {
+        StackLayout::InOutInterleaved => Tensor::stack(&halves, 1).unwrap().flatten(0, 1).unwrap(),
+        _ => Tensor::cat(&halves, 0).unwrap(),
+    };
+    for moe in spec.blocks.iter().filter_map(|b| b.moe()) {
+        let prefix = prefix(moe);
         let mut take = |name: &str| tensors.remove(name).unwrap();
-        let (mut gate_up, mut down) = (Vec::new(), Vec::new());
+        let (mut gate_up, mut down, mut biases) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new()]);
         for expert in &moe.experts {
-            let halves = [take(&expert.gate.weight), take(&expert.up.weight)];
-            gate_up.push(match layout {
-                StackLayout::InOutInterleaved => Tensor::stack(&halves, 1).unwrap().flatten(0, 1).unwrap(),
-                _ => Tensor::cat(&halves, 0).unwrap(),
-            });
+            gate_up.push(joined([take(&expert.gate.weight), take(&expert.up.weight)]));
             down.push(take(&expert.down.weight));
+            if let (Some(gate), Some(up), Some(down)) = (&expert.gate.bias, &expert.up.bias, &expert.down.bias) {
+                biases[0].push(joined([take(gate), take(up)]));
+                biases[1].push(take(down));
+            }
         }
         let turned = |list: &[Tensor]| {
             let all = Tensor::stack(list, 0).unwrap();
             if layout == StackLayout::OutIn { all } else { all.transpose(1, 2).unwrap().contiguous().unwrap() }
         };
-        let prefix = prefix(moe);
         tensors.insert(format!("{prefix}.gate_up_proj{ending}"), turned(&gate_up));
         tensors.insert(format!("{prefix}.down_proj{ending}"), turned(&down));
+        for (name, list) in ["gate_up_proj_bias", "down_proj_bias"].into_iter().zip(&biases) {
+            if !list.is_empty() {
+                tensors.insert(format!("{prefix}.{name}"), Tensor::stack(list, 0).unwrap());
+            }
+        }
     }
 }
 
+/// The tensors beside the fixture's config, in a directory of their own.
+fn beside_config(path: &Path, tensors: &HashMap<String, Tensor>) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(path.join("config.json"), dir.path().join("config.json")).unwrap();
+    candle_core::safetensors::save(tensors, dir.path().join("model.safetensors")).unwrap();
+    dir
+}
+
+/// Every fixture with experts, in every layout its family accepts and one by one, gives the same logits to the last bit.
 #[test]
-fn experts_in_stacks_are_read_as_if_they_were_not() {
-    let path = mixture();
-    let (ids, _) = reference(&path);
+fn a_model_is_the_same_however_its_experts_lie() {
     let options = PassOptions::default();
-    let wanted = logits(&path, &ids, &options);
-    for (layout, ending) in [
-        (StackLayout::OutIn, ""),
-        (StackLayout::OutIn, ".weight"),
-        (StackLayout::InOut, ""),
-        (StackLayout::InOut, ".weight"),
-    ] {
-        let stacked = rewritten(&path, |tensors| stack(&path, tensors, layout, ending));
-        assert_eq!(worst(&logits(stacked.path(), &ids, &options), &wanted), 0.0, "{layout:?} {ending}");
-        let model = family::open(stacked.path()).unwrap();
-        assert!(model.warnings.is_empty(), "{:?}", model.warnings);
-        let name = format!("{}.gate_up_proj{ending}", prefix(model.spec.blocks[0].moe().unwrap()));
-        let held = model.storage().get(&name).unwrap();
-        let parts: &[Part] = &[Part::Gate, Part::Up];
-        assert_eq!(held.holding, Holding::Stack { layer: 0, parts, bias: false, layout });
-        assert_eq!(held.experts, ExpertAxis::Rows { mixture: MixtureId::Layer(0) });
+    let mut families = HashSet::new();
+    for path in fixtures() {
+        let model = family::open(&path).unwrap();
+        if model.spec.experts().is_none() || !families.insert(model.spec.family) {
+            continue;
+        }
+        let (ids, _) = reference(&path);
+        let wanted = logits(&path, &ids, &options);
+        let plain = one_by_one(&model);
+        let same = |tensors: &HashMap<String, Tensor>, what: &str| {
+            let dir = beside_config(&path, tensors);
+            let difference = worst(&logits(dir.path(), &ids, &options), &wanted);
+            assert_eq!(difference, 0.0, "{}, {what}", path.display());
+            dir
+        };
+        same(&plain, "one by one");
+        for &layout in model.family.layouts().iter().filter(|&&layout| layout != StackLayout::Mxfp4Interleaved) {
+            for ending in ["", ".weight"] {
+                let mut tensors = plain.clone();
+                stack(&model.spec, &mut tensors, layout, ending);
+                let dir = same(&tensors, &format!("{layout:?} {ending}"));
+                let stacked = family::open(dir.path()).unwrap();
+                assert!(stacked.warnings.is_empty(), "{:?}", stacked.warnings);
+                let block = model.spec.blocks.iter().find(|b| b.moe().is_some()).unwrap();
+                let (layer, name) = (block.index, format!("{}.gate_up_proj{ending}", prefix(block.moe().unwrap())));
+                let held = stacked.storage().get(&name).unwrap();
+                let parts: &[Part] = &[Part::Gate, Part::Up];
+                assert_eq!(held.holding, Holding::Stack { layer, parts, bias: false, layout });
+                assert_eq!(held.experts, ExpertAxis::Rows { mixture: MixtureId::Layer(layer) });
+            }
+        }
     }
+    assert!(families.len() >= 8, "families with experts: {families:?}");
 }
 
 #[test]
@@ -146,7 +209,7 @@ fn damage_done_to_experts_is_named() {
     }
 
     let half = rewritten(&path, |tensors| {
-        stack(&path, tensors, StackLayout::OutIn, "");
+        stack(&spec, tensors, StackLayout::OutIn, "");
         let name = format!("{}.gate_up_proj", prefix(moe));
         let tensor = tensors.get_mut(&name).unwrap();
         *tensor = tensor.transpose(1, 2).unwrap().contiguous().unwrap();
@@ -176,10 +239,7 @@ fn dressed(model_type: &str, names: &dyn Fn(&str) -> String, towers: &[&str], de
     let dir = rewritten(&path, |tensors| {
         *tensors = tensors.drain().map(|(name, tensor)| (names(&name), tensor)).collect();
         for tower in towers {
-            tensors.insert(
-                (*tower).to_owned(),
-                Tensor::zeros(3, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap(),
-            );
+            tensors.insert((*tower).to_owned(), Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap());
         }
     });
     let file = dir.path().join("config.json");

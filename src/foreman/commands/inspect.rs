@@ -83,7 +83,7 @@ impl Verb for Args {
 
 fn inspect(model: &OpenModel) -> Result<Inspection, Problem> {
     let mut by_type: BTreeMap<String, Share> = BTreeMap::new();
-    for meta in model.tensors.metas() {
+    for meta in model.stored.metas() {
         let share = by_type.entry(meta.dtype.to_string()).or_default();
         share.tensors += 1;
         share.elements += meta.elems() as u64;
@@ -111,7 +111,7 @@ fn inspect(model: &OpenModel) -> Result<Inspection, Problem> {
         experts: model.spec.experts().map(|(per_layer, used)| Experts { per_layer, used, layers }),
         parameters,
         active_parameters: model.spec.active_parameters(),
-        tensors: model.tensors.metas().len(),
+        tensors: model.stored.metas().len(),
         file_bytes,
         bits_per_weight: file_bytes as f64 * 8.0 / parameters.max(1) as f64,
         by_type,

@@ -203,7 +203,7 @@ fn check_models(folder: &Path, files: &[FileHash]) -> Vec<Check> {
             if relative.as_os_str().is_empty() { "model".into() } else { format!("model {}", relative.display()) };
         let opened = family::open(&folder.join(&relative));
         let found =
-            opened.map(|model| format!("opens: {} tensors of {}", model.tensors.metas().len(), model.spec.family));
+            opened.map(|model| format!("opens: {} tensors of {}", model.stored.metas().len(), model.spec.family));
         Check::new(what, found.map_err(|error| Fault::from(error).one_line()))
     };
     models.into_iter().map(open).collect()
