@@ -3,14 +3,25 @@
 //! Enters: slices of `f32` (or raw bf16 bytes). Leaves: slices of bytes, and back. Pure functions over slices, no I/O,
 //! no threads (a caller that has many rows runs them in parallel). A codec works on rows whose length is a multiple of
 //! its block; a new format is one file and one line in [`CODECS`].
+//!
+//! The block formats that search for their scales share `lanes` (eight blocks side by side), `fit_affine` and
+//! `fit_linear` (the searches), `super_block` (scales of scales) and `weights` (what an error costs where).
+mod block;
 mod dtype;
 mod finite;
-mod mxfp4;
+mod fit_affine;
+mod fit_linear;
+mod lanes;
+mod mxfp4_published;
+mod six_bit;
+mod super_block;
+mod ternary;
+mod weights;
 mod widen;
 
 pub use dtype::Dtype;
 pub use finite::{first_beyond, first_non_finite};
-pub use mxfp4::{MXFP4_BLOCK, MXFP4_BYTES, mxfp4_to_bf16};
+pub use mxfp4_published::{MXFP4_BLOCK, MXFP4_BYTES, mxfp4_to_bf16};
 pub use widen::{narrow_to_bf16, widen_bf16, widen_f16, widen_plain};
 
 /// One number format.
@@ -33,6 +44,14 @@ pub trait Codec: Sync {
 
     /// Writes `values` (finite, within [`Codec::max_magnitude`]: see [`first_beyond`]) as bytes.
     fn encode(&self, values: &[f32], bytes: &mut [u8]);
+
+    /// As [`Codec::encode`] for one row (or a part of it, whole blocks), with the importance of every column: the mean
+    /// square of the inputs it meets, as an importance matrix holds them. A format that searches for its scales searches
+    /// those of least weighted error; one whose scales are prescribed ignores them.
+    fn encode_weighted(&self, values: &[f32], importance: &[f32], bytes: &mut [u8]) {
+        assert_eq!(values.len(), importance.len(), "one importance per value");
+        self.encode(values, bytes);
+    }
 
     /// Reads bytes back as values.
     fn decode(&self, bytes: &[u8], values: &mut [f32]);
@@ -59,6 +78,20 @@ crate::registry! {
         bfloat16 => Bf16,
         q8_0 => Q8_0,
         q4_0 => Q4_0,
+        q4_1 => Q4_1,
+        q5_0 => Q5_0,
+        q5_1 => Q5_1,
+        q2_k => Q2K,
+        q3_k => Q3K,
+        q4_k => Q4K,
+        q5_k => Q5K,
+        q6_k => Q6K,
+        iq4_nl => Iq4Nl,
+        iq4_xs => Iq4Xs,
+        tq1_0 => Tq1_0,
+        tq2_0 => Tq2_0,
+        q2_0 => Q2_0,
+        mxfp4 => Mxfp4,
     }
 }
 
@@ -78,9 +111,9 @@ pub fn codec_named(name: &str) -> Option<&'static dyn Codec> {
 /// Compiles a function twice: for the baseline CPU and for AVX2 with F16C, chosen at run time. The bodies are the same
 /// Rust code without contraction, so the results are the same to the bit.
 macro_rules! multiversion {
-    ($(#[$attr:meta])* pub fn $name:ident($($arg:ident : $ty:ty),* $(,)?) = $body:ident) => {
+    ($(#[$attr:meta])* $vis:vis fn $name:ident($($arg:ident : $ty:ty),* $(,)?) = $body:ident) => {
         $(#[$attr])*
-        pub fn $name($($arg: $ty),*) {
+        $vis fn $name($($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx,avx2,f16c")]

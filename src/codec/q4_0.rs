@@ -2,10 +2,14 @@
 //!
 //! Byte j holds element j in its low and element j + 16 in its high nibble. Bit-exact with ggml's reference quantizer:
 //! the scale is the value of largest magnitude (the first one, with its sign) divided by -8, so that this value is hit
-//! exactly; the quotients use the scale before it is rounded to f16; `q = min(15, trunc(quotient + 8.5))`.
+//! exactly; the quotients use the scale before it is rounded to f16; `q = min(15, trunc(quotient + 8.5))`. With an
+//! importance the scale is searched.
 
 use half::f16;
 
+use super::block::{encode_fitted, put_f16};
+use super::fit_linear::{Grid, Whole};
+use super::lanes::inverse;
 use super::{Codec, Dtype, multiversion};
 
 const ELEMS: usize = 32;
@@ -25,6 +29,10 @@ impl Codec for Q4_0 {
     }
     fn encode(&self, values: &[f32], bytes: &mut [u8]) {
         quantize_q4_0(values, bytes);
+    }
+    fn encode_weighted(&self, values: &[f32], importance: &[f32], bytes: &mut [u8]) {
+        assert_eq!(values.len(), importance.len(), "one importance per value");
+        quantize_weighted(values, importance, bytes);
     }
     fn decode(&self, bytes: &[u8], values: &mut [f32]) {
         dequantize_q4_0(bytes, values);
@@ -54,6 +62,24 @@ fn quantize_body(values: &[f32], bytes: &mut [u8]) {
             *q = nibble(a * inverse) | (nibble(b * inverse) << 4);
         }
     }
+}
+
+type Levels = Whole<-8, 7>;
+const FACTORS: [f32; 13] = [-6.6, -7.0, -7.3, -7.5, -7.7, -7.85, -8.0, -8.15, -8.35, -8.6, -9.0, 7.0, 7.5];
+
+multiversion! {
+    fn quantize_weighted(values: &[f32], importance: &[f32], bytes: &mut [u8]) = quantize_weighted_body
+}
+
+#[inline(always)]
+fn quantize_weighted_body(values: &[f32], importance: &[f32], bytes: &mut [u8]) {
+    encode_fitted::<Levels, ELEMS, BYTES>(values, Some(importance), bytes, &FACTORS, |x, scale, out| {
+        let unit = inverse(scale.to_f32());
+        put_f16(out, 0, scale);
+        for j in 0..ELEMS / 2 {
+            out[2 + j] = Levels::code(x[j] * unit) | (Levels::code(x[j + ELEMS / 2] * unit) << 4);
+        }
+    });
 }
 
 /// The value of largest magnitude with its sign; of equal ones the first.

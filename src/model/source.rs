@@ -135,7 +135,7 @@ pub fn decode_f32(path: &Path, meta: &TensorMeta, raw: &[u8], out: &mut Vec<f32>
             path: path.to_owned(),
             tensor: meta.name.clone(),
             cause: format!("its type {} cannot be decoded by this build", meta.dtype),
-            hint: "use a model in F32, F16, BF16, Q8_0 or Q4_0",
+            hint: "IQ1, IQ2, IQ3, Q1_0, NVFP4 and Q8_K blocks are known by their size only: use another file of this model",
         });
     }
     let decode = |raw: &[u8], values: &mut [f32]| match codec {

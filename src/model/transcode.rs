@@ -40,8 +40,9 @@ pub fn transcode_rows(
         }
     }
     if codec_for(meta.dtype).is_none() && !widen_plain(meta.dtype, &[], &mut []) {
-        return Err(ModelError::broken_tensor(path, name, format!("type {} cannot be decoded", meta.dtype))
-            .with_hint("use a model in F32, F16, BF16, Q8_0 or Q4_0"));
+        return Err(ModelError::broken_tensor(path, name, format!("type {} cannot be decoded", meta.dtype)).with_hint(
+            "IQ1, IQ2, IQ3, Q1_0, NVFP4 and Q8_K blocks are known by their size only: use another file of this model",
+        ));
     }
     let raw = source.bytes(name)?;
     let (from_bytes, to_bytes) = (meta.dtype.bytes_for(cols), codec.dtype().bytes_for(cols));
