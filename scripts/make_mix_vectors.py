@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Writes tests/fixtures/mixes.json: the type llama.cpp gives to every tensor of small models under every mix.
+
+    pip install gguf numpy llama-cpp-python
+    python scripts/make_mix_vectors.py
+"""
+import ctypes
+import json
+import pathlib
+import tempfile
+
+import gguf
+import llama_cpp
+import numpy as np
+
+OUT = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "mixes.json"
+FILE_TYPES = {
+    "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13,
+    "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, "TQ1_0": 36,
+    "TQ2_0": 37, "MXFP4": 38, "Q2_0": 41,
+}
+MODELS = {
+    # GQA 2, head of its own, 20 layers (no multiple of 8 or 16)
+    "dense": dict(arch="llama", layers=20, hidden=256, ffn=512, heads=4, kv=2),
+    # GQA 4, tied head
+    "dense-gqa4-tied": dict(arch="llama", layers=8, hidden=256, ffn=256, heads=8, kv=2, tied=True),
+    # 80 layers with eight heads to a value head: the model the 70B rule is about
+    "dense-80-layers-gqa8": dict(arch="llama", layers=80, hidden=256, ffn=256, heads=8, kv=1),
+    # rows of 192: whole blocks of 32 and of 64, no super-block
+    "narrow": dict(arch="llama", layers=8, hidden=192, ffn=512, heads=3, kv=3),
+    "narrow-tied": dict(arch="llama", layers=8, hidden=192, ffn=512, heads=3, kv=1, tied=True),
+    # rows of 48 in the down projection: no block at all
+    "odd": dict(arch="llama", layers=4, hidden=256, ffn=48, heads=4, kv=4),
+    # rows of 96 there: whole blocks of 32, not of 64
+    "thirds": dict(arch="llama", layers=4, hidden=256, ffn=96, heads=4, kv=4),
+    "experts-8": dict(arch="llama", layers=16, hidden=256, ffn=256, heads=4, kv=1, experts=8),
+    "experts-16": dict(arch="qwen3moe", layers=16, hidden=256, ffn=256, heads=4, kv=1, experts=16),
+    "experts-16-tied": dict(arch="qwen3moe", layers=12, hidden=256, ffn=192, heads=4, kv=2, experts=16, tied=True),
+}
+
+
+# llama.cpp looks at names and row lengths; two rows a matrix are enough.
+ROWS = 2
+
+
+def tensors(model):
+    """(name, shape) in the order a forward pass meets them."""
+    hidden, ffn, experts = model["hidden"], model["ffn"], model.get("experts")
+    yield "token_embd.weight", (ROWS, hidden)
+    for layer in range(model["layers"]):
+        block = f"blk.{layer}."
+        yield block + "attn_norm.weight", (hidden,)
+        for matrix in ("q", "k", "v", "output"):
+            yield f"{block}attn_{matrix}.weight", (ROWS, hidden)
+        yield block + "ffn_norm.weight", (hidden,)
+        if experts:
+            yield block + "ffn_gate_inp.weight", (experts, hidden)
+        stack, end = ((experts,), "_exps.weight") if experts else ((), ".weight")
+        yield block + "ffn_gate" + end, (*stack, ROWS, hidden)
+        yield block + "ffn_up" + end, (*stack, ROWS, hidden)
+        yield block + "ffn_down" + end, (*stack, ROWS, ffn)
+    yield "output_norm.weight", (hidden,)
+    if not model.get("tied"):
+        yield "output.weight", (ROWS, hidden)
+
+
+def is_exact(name, shape):
+    """Stored as F32 by every converter, and left alone."""
+    return len(shape) == 1 or "ffn_gate_inp" in name
+
+
+def write(model, path):
+    writer = gguf.GGUFWriter(str(path), model["arch"])
+    writer.add_context_length(64)
+    writer.add_embedding_length(model["hidden"])
+    writer.add_block_count(model["layers"])
+    writer.add_feed_forward_length(model["ffn"])
+    writer.add_head_count(model["heads"])
+    writer.add_head_count_kv(model["kv"])
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(64)
+    writer.add_file_type(0)
+    writer.add_tokenizer_model("no_vocab")
+    if model.get("experts"):
+        writer.add_expert_count(model["experts"])
+        writer.add_expert_used_count(2)
+        writer.add_expert_feed_forward_length(model["ffn"])
+    rng = np.random.default_rng(0)
+    for name, shape in tensors(model):
+        writer.add_tensor(name, rng.normal(0, 0.02, shape).astype(np.float32 if is_exact(name, shape) else np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def quantized(source, target, file_type):
+    wanted = llama_cpp.llama_model_quantize_default_params()
+    wanted.ftype, wanted.nthread = file_type, 1
+    status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(wanted))
+    if status:
+        raise SystemExit(f"llama.cpp could not quantize {source} to {file_type}")
+    return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(str(target)).tensors}
+
+
+def kind(tensor):
+    """The name without its block."""
+    return tensor.split(".", 2)[2] if tensor.startswith("blk.") else tensor
+
+
+def by_kind(types):
+    """Kind of tensor: runs of types over the blocks, as "3 Q6_K, 5 Q4_K"."""
+    runs = {}
+    for tensor in sorted(types, key=lambda name: int(name.split(".")[1]) if name.startswith("blk.") else -1):
+        run = runs.setdefault(kind(tensor), [])
+        if run and run[-1][1] == types[tensor]:
+            run[-1][0] += 1
+        else:
+            run.append([1, types[tensor]])
+    return {kind: ", ".join(f"{count} {name}" for count, name in run) for kind, run in sorted(runs.items())}
+
+
+def main():
+    gguf.GGMLQuantizationType._value2member_map_.setdefault(42, q2_0())
+    gguf.constants.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(42)] = (64, 18)
+    out = {}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        for name, model in MODELS.items():
+            write(model, folder / "from.gguf")
+            mixes = {}
+            for mix, number in FILE_TYPES.items():
+                types = quantized(folder / "from.gguf", folder / "to.gguf", number)
+                mixes[mix] = by_kind(types)
+            facts = {key: value for key, value in model.items() if key != "arch"}
+            out[name] = {**facts, "columns": {kind(tensor): shape[-1] for tensor, shape in tensors(model)}, "types": mixes}
+    OUT.write_text(json.dumps(out, separators=(",", ":")) + "\n")
+    print(OUT, OUT.stat().st_size)
+
+
+def q2_0():
+    """The gguf package does not know type 42 yet."""
+    kind = int.__new__(gguf.GGMLQuantizationType, 42)
+    kind._name_, kind._value_ = "Q2_0", 42
+    return kind
+
+
+if __name__ == "__main__":
+    main()
