@@ -13,7 +13,7 @@ use super::pool::Buffer;
 use super::vector::wide;
 
 /// Columns of the state taken through a sequence together.
-const COLUMNS: usize = 32;
+const COLUMNS: usize = 64;
 /// What is added to the squared length of a key or query before the root is taken.
 const LENGTH_EPS: f32 = 1e-6;
 /// Rows one task normalises.

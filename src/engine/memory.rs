@@ -139,7 +139,8 @@ fn mixer_values(mixer: &MixerSpec) -> (usize, usize) {
             let (key, value) = (a.heads * (a.nope_dim + a.rope_dim), a.heads * a.value_dim);
             (3 * key + 2 * value, key + value)
         }
-        MixerSpec::DeltaNet(d) => (3 * d.qkv.rows + 2 * d.z.rows, d.qkv.rows),
+        // Before and after the convolution; then with queries and keys once more and the output.
+        MixerSpec::DeltaNet(d) => (2 * d.qkv.rows + 2 * d.z.rows, 0),
     }
 }
 

@@ -193,3 +193,75 @@ fn refuse_other_routing(keys: &Keys<'_>) -> Result<(), FamilyError> {
 fn unsupported<T>(what: &str, supported: &str) -> Result<T, FamilyError> {
     Err(FamilyError::Unsupported { what: format!("config key {what}"), supported: supported.to_owned() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn spec(changes: &[(&str, Value)]) -> Result<ModelSpec, FamilyError> {
+        let mut value = json!({
+            "model_type": "deepseek_v2", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "intermediate_size": 128, "vocab_size": 100, "max_position_embeddings": 512, "kv_lora_rank": 32,
+            "q_lora_rank": null, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 24,
+            "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+        });
+        for (key, change) in changes {
+            value[key] = change.clone();
+        }
+        DeepseekV2.spec(&Config::from_value(Path::new("config.json"), value).unwrap())
+    }
+
+    fn latent(spec: &ModelSpec) -> &LatentAttentionSpec {
+        let MixerSpec::Latent(latent) = &spec.blocks[0].mixer else { panic!("{:?}", spec.blocks[0].mixer) };
+        latent
+    }
+
+    #[test]
+    fn first_blocks_are_dense_and_shared_experts_as_wide_as_all_of_them() {
+        let spec = spec(&[]).unwrap();
+        let moes: Vec<_> = spec.blocks.iter().map(BlockSpec::moe).collect();
+        assert!(moes[0].is_none() && moes[1].is_some() && moes[2].is_some());
+        let shared = moes[1].unwrap().shared.as_ref().unwrap();
+        assert_eq!((shared.mlp.gate.rows, shared.gate.is_none()), (96, true));
+        assert_eq!(latent(&spec).kv_b.rows, 4 * (16 + 24));
+        assert_eq!(latent(&spec).o.cols, 4 * 24);
+        assert_eq!((spec.rope.dims, spec.rope.pairing), (8, Pairing::Adjacent));
+    }
+
+    #[test]
+    fn yarn_sharpens_the_scores_by_the_square_of_its_temperature() {
+        let plain = latent(&spec(&[]).unwrap()).scale;
+        assert!((plain - 1.0 / 24f64.sqrt()).abs() < 1e-12);
+        let yarn = json!({
+            "type": "yarn", "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707,
+            "original_max_position_embeddings": 128,
+        });
+        let stretched = spec(&[("rope_scaling", yarn)]).unwrap();
+        let temperature = 0.0707 * 40f64.ln() + 1.0;
+        assert!((latent(&stretched).scale - plain * temperature * temperature).abs() < 1e-12);
+        assert!((stretched.rope.attention_factor() - 1.0).abs() < 1e-12, "both temperatures are the same");
+    }
+
+    #[test]
+    fn groups_must_divide_the_experts_and_leave_enough_to_choose_from() {
+        let grouped = |groups: usize, kept: usize| {
+            let method = ("topk_method", json!("group_limited_greedy"));
+            spec(&[method, ("n_group", json!(groups)), ("topk_group", json!(kept))])
+        };
+        let rule = grouped(4, 1).unwrap().blocks[1].moe().unwrap().rule;
+        assert_eq!(rule, RoutingRule::GroupLimited { groups: 4, kept_groups: 1, renormalise: false });
+        assert!(grouped(3, 1).unwrap_err().to_string().contains("n_group"));
+        assert!(grouped(8, 1).unwrap_err().to_string().contains("topk_group"));
+        for (key, value) in
+            [("norm_topk_prob", json!(true)), ("scoring_func", json!("sigmoid")), ("topk_method", json!("noaux_tc"))]
+        {
+            let error = spec(&[(key, value)]).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+}

@@ -143,3 +143,63 @@ impl Geometry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+
+    use super::super::{Role, gguf_tensors};
+    use super::*;
+
+    fn spec(changes: &[(&str, Value)]) -> Result<ModelSpec, FamilyError> {
+        let mut value = json!({
+            "model_type": "gpt_oss", "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 96, "vocab_size": 100,
+            "max_position_embeddings": 512, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8,
+            "rope_scaling": {
+                "rope_type": "yarn", "factor": 32, "truncate": false, "original_max_position_embeddings": 16,
+            },
+        });
+        for (key, change) in changes {
+            value[key] = change.clone();
+        }
+        GptOss.spec(&Config::from_value(Path::new("config.json"), value).unwrap())
+    }
+
+    fn windows(spec: &ModelSpec) -> Vec<Option<usize>> {
+        spec.blocks.iter().map(|b| b.attention().unwrap().window).collect()
+    }
+
+    #[test]
+    fn every_other_block_slides_unless_the_config_says_which() {
+        assert_eq!(windows(&spec(&[]).unwrap()), [Some(8), None, Some(8)]);
+        let kinds = json!(["full_attention", "full_attention", "sliding_attention"]);
+        assert_eq!(windows(&spec(&[("layer_types", kinds)]).unwrap()), [None, None, Some(8)]);
+        let short = spec(&[("layer_types", json!(["full_attention"]))]).unwrap_err().to_string();
+        assert!(short.contains("layer_types") && short.contains("3 layers"), "{short}");
+        let other = json!(["full_attention", "chunked_attention", "full_attention"]);
+        let other = spec(&[("layer_types", other)]).unwrap_err().to_string();
+        assert!(other.contains("chunked_attention"), "{other}");
+    }
+
+    #[test]
+    fn everything_has_a_bias_and_the_router_weighs_only_the_chosen() {
+        let spec = spec(&[]).unwrap();
+        let moe = spec.blocks[0].moe().unwrap();
+        assert_eq!(moe.rule, RoutingRule::TopKSoftmax);
+        assert_eq!(moe.experts[3].activation, Activation::ClampedSwiglu { alpha: 1.702, limit: 7.0 });
+        let roles: Vec<Role> = spec.blocks[0].tensors().iter().map(|t| t.role).collect();
+        let biases = roles.iter().filter(|role| matches!(role, Role::ExpertBias { .. })).count();
+        assert_eq!(biases, 3 * 4);
+        assert!([Role::Sinks(0), Role::RouterBias(0), Role::OBias(0)].iter().all(|role| roles.contains(role)));
+        assert!(gguf_tensors(&spec).unwrap_err().to_string().contains("gpt_oss"));
+        assert_eq!(spec.rope.theta, 150_000.0);
+    }
+
+    #[test]
+    fn rotary_settings_must_be_there() {
+        assert!(spec(&[("rope_scaling", Value::Null)]).unwrap_err().to_string().contains("rope_scaling"));
+    }
+}

@@ -217,3 +217,57 @@ fn experts(keys: &Keys<'_>) -> Result<Experts, FamilyError> {
 fn offset_norm(prefix: &str, size: usize) -> NormSpec {
     norm(prefix, size, NormKind::RmsOffset)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+
+    use super::super::MixtureId;
+    use super::*;
+
+    fn text() -> Value {
+        json!({
+            "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": 32, "intermediate_size": 96, "vocab_size": 100, "max_position_embeddings": 512,
+            "full_attention_interval": 3, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16, "linear_value_head_dim": 24, "num_experts": 8, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48, "shared_expert_intermediate_size": 40, "mtp_num_hidden_layers": 1,
+        })
+    }
+
+    fn of(value: Value, sparse: bool) -> Result<ModelSpec, FamilyError> {
+        spec("qwen3_5", &Config::from_value(Path::new("config.json"), value).unwrap(), sparse)
+    }
+
+    #[test]
+    fn full_attention_comes_at_intervals_and_turns_a_quarter_of_its_heads() {
+        let spec = of(text(), false).unwrap();
+        let full: Vec<usize> = spec.blocks.iter().filter(|b| b.attention().is_some()).map(|b| b.index).collect();
+        assert_eq!(full, [2, 5]);
+        assert_eq!(spec.rope.dims, 8);
+        let attention = spec.blocks[2].attention().unwrap();
+        assert_eq!((attention.q.rows, attention.o.cols, attention.output_gate), (2 * 4 * 32, 4 * 32, true));
+        let MixerSpec::DeltaNet(delta) = &spec.blocks[0].mixer else { panic!("{:?}", spec.blocks[0].mixer) };
+        assert_eq!((delta.qkv.rows, delta.z.rows, delta.kernel), (2 * 2 * 16 + 4 * 24, 4 * 24, 4));
+        assert_eq!((spec.blocks[0].attn_norm.kind, delta.norm.kind), (NormKind::RmsOffset, NormKind::Rms));
+        let mut uneven = text();
+        uneven["linear_num_key_heads"] = json!(3);
+        assert!(of(uneven, false).unwrap_err().to_string().contains("linear_num_key_heads"));
+    }
+
+    #[test]
+    fn a_model_with_towers_has_longer_names_and_a_draft_head_with_experts_of_its_own() {
+        let nested = of(json!({ "text_config": text(), "vision_config": {} }), true).unwrap();
+        assert!(nested.blocks[0].attn_norm.weight.starts_with("model.language_model.layers.0."));
+        let required: Vec<bool> = nested.carried.iter().map(|part| part.required).collect();
+        assert_eq!(required, [true, false]);
+        let drafts = nested.mixture(MixtureId::Carried { part: 1, number: 0 }).unwrap();
+        assert_eq!(drafts.experts[7].up.weight, "mtp.layers.0.mlp.experts.7.up_proj.weight");
+        let plain = of(text(), true).unwrap();
+        assert!(plain.embed.starts_with("model.embed_tokens") && !plain.carried[0].required);
+        let shared = plain.blocks[0].moe().unwrap().shared.as_ref().unwrap();
+        assert_eq!((shared.mlp.gate.rows, shared.gate.as_ref().unwrap().rows), (40, 1));
+    }
+}
