@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use factoryline::assay::{self, Data, Request};
 use factoryline::engine::matmul::Kernel;
 use factoryline::engine::{LogitChunk, Observer, PassOptions, Routing, Scoring, run_pass};
-use factoryline::family::{self, GgufContent, OpenModel, permuted_row};
+use factoryline::family::{self, GgufContent, MixerSpec, OpenModel, permuted_row};
 use factoryline::model::{DeclaredTensor, Dtype, GgufWriter};
 use factoryline::units::Bytes;
 
@@ -15,6 +15,10 @@ use factoryline::units::Bytes;
 const TOLERANCE: f32 = 1e-4;
 /// The same for the CPU backend, whose products may be made of bf16 halves (relative error about 2⁻¹⁸ per factor).
 const SPLIT_TOLERANCE: f32 = 3e-4;
+/// The same for delta nets, which norm what they read from their state however short it is: where the terms of a read
+/// cancel, what the products lost grows with the result, a few times over in each such block. In f32 it stays within
+/// [`TOLERANCE`].
+const SPLIT_DELTA_TOLERANCE: f32 = 2e-3;
 
 /// Files committed for tests may not grow past this.
 const MOST_FIXTURE_BYTES: u64 = 12_000_000;
@@ -127,12 +131,18 @@ fn logits_equal_transformers_however_they_are_computed() {
     for path in fixtures() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let references = references(&path);
+        let blocks = family::open(&path).unwrap().spec.blocks;
+        let split = if blocks.iter().any(|block| matches!(block.mixer, MixerSpec::DeltaNet(_))) {
+            SPLIT_DELTA_TOLERANCE
+        } else {
+            SPLIT_TOLERANCE
+        };
         let lengths: Vec<usize> = references.iter().map(|reference| reference.length).collect();
         assert!(lengths.starts_with(&[1, 7, 24]), "{name} has references of {lengths:?} tokens");
         for (way, allowed, options) in [
             ("f32 products", TOLERANCE, PassOptions { kernel: Some(Kernel::Portable), ..PassOptions::default() }),
             ("candle", TOLERANCE, PassOptions { candle_on_cpu: true, ..PassOptions::default() }),
-            ("fastest kernel", SPLIT_TOLERANCE, PassOptions::default()),
+            ("fastest kernel", split, PassOptions::default()),
         ] {
             for Reference { length, ids, logits: wanted } in &references {
                 let difference = worst(&logits(&path, ids, &options), wanted);
