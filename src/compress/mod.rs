@@ -10,6 +10,7 @@ mod expert_profile;
 mod expert_prune;
 mod gguf_header;
 mod gguf_jobs;
+mod heads;
 mod importance;
 mod metric;
 mod quant_gguf;
@@ -25,6 +26,10 @@ pub use corpus::{Corpus, read_corpus};
 pub use expert_profile::{Profile, ProfileOrigin, profile_experts};
 pub use expert_prune::{FateCounts, PrunePlan, PruneReport, TensorFate, rewrite};
 pub use gguf_header::{GgufMetadata, gguf_metadata};
+pub use heads::{
+    Axis, Defrag, HeadEdit, HeadMetric, HeadOptions, HeadPlan, HeadReport, HeadScores, LayerHeads, SAMPLE_LENGTH,
+    plan_heads, prunable, removable, rewrite_heads, score_heads, sliceable, with_heads,
+};
 pub use importance::{COUNTS_VERSION, IMPORTANCE_FILE, Importance, METRIC_VERSION, PerLayer, UnderObserved};
 pub use metric::Metric;
 pub use quant_gguf::{PlannedTensor, QUANT_TYPES, QuantPlan, plan_quant, quant_type, write_gguf};

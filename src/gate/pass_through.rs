@@ -1,4 +1,4 @@
-//! The pass-through proof: what a prune was not asked to change, it did not change.
+//! The pass-through proof: what a stage was not asked to change, it did not change.
 //!
 //! Enters: the source and the re-opened output, and for every output tensor where it must come from. Leaves: evidence
 //! with the number of tensors and bytes compared and one digest over all of them, or the first tensor that differs.
@@ -31,6 +31,28 @@ pub enum Part {
     Rows(Vec<usize>),
     /// As many rows, computed anew: only type, shape and that every value is finite can be proved.
     Recomputed(usize),
+    /// All but some attention heads.
+    Heads(HeadCut),
+}
+
+/// Attention heads lie side by side along an axis of a tensor; some of them are gone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadCut {
+    /// 0: rows (of a matrix or a vector), 1: columns.
+    pub axis: usize,
+    /// Heads along the axis, gone ones included.
+    pub count: usize,
+    /// Ascending.
+    pub gone: Vec<usize>,
+    /// The gone ones are not in the output; otherwise they are +0.0 there.
+    pub cut_out: bool,
+}
+
+impl Lineage {
+    /// A tensor that stays as it is, under its name.
+    pub fn unchanged(name: &str) -> Self {
+        Lineage { output: name.to_owned(), source: name.to_owned(), part: Part::Whole }
+    }
 }
 
 /// Checks that `output` holds exactly the tensors of `lineage`, each with the bytes its source says, by SHA-256 of
@@ -70,6 +92,7 @@ pub fn pass_through(
         .with("tensors_renamed", count(|l| l.part == Part::Whole && l.source != l.output))
         .with("tensors_sliced", count(|l| matches!(l.part, Part::Rows(_))))
         .with("tensors_recomputed", count(|l| matches!(l.part, Part::Recomputed(_))))
+        .with("tensors_without_heads", count(|l| matches!(l.part, Part::Heads(_))))
         .with("bytes_compared", digests.iter().map(|(.., bytes)| bytes).sum::<u64>())
         .with("digest", Sha(all.finalize().into()).tagged()))
 }
@@ -113,12 +136,17 @@ impl Part {
     /// The output's shape for a source of this shape.
     fn shape(&self, source: &[usize]) -> Vec<usize> {
         let mut shape = source.to_vec();
-        let rows = match self {
-            Part::Whole => return shape,
-            Part::Rows(rows) => rows.len(),
-            Part::Recomputed(rows) => *rows,
-        };
-        shape.iter_mut().take(1).for_each(|first| *first = rows);
+        let mut first = |rows: usize| shape.iter_mut().take(1).for_each(|first| *first = rows);
+        match self {
+            Part::Whole => {}
+            Part::Rows(rows) => first(rows.len()),
+            Part::Recomputed(rows) => first(*rows),
+            Part::Heads(cut) if cut.cut_out => {
+                let kept = cut.count - cut.gone.len();
+                shape.iter_mut().skip(cut.axis).take(1).for_each(|along| *along = *along / cut.count * kept);
+            }
+            Part::Heads(_) => {}
+        }
         shape
     }
 }
@@ -129,7 +157,11 @@ fn original_bytes<'a>(
     line: &Lineage,
 ) -> Result<Cow<'a, [u8]>, GateError> {
     let bytes = source.bytes(&line.source)?;
-    let Part::Rows(rows) = &line.part else { return Ok(bytes) };
+    let rows = match &line.part {
+        Part::Whole | Part::Recomputed(_) => return Ok(bytes),
+        Part::Heads(cut) => return Ok(Cow::Owned(cut.without(&bytes, &meta.shape))),
+        Part::Rows(rows) => rows,
+    };
     let row = bytes.len() / meta.shape.first().copied().unwrap_or(1).max(1);
     let mut kept = Vec::with_capacity(rows.len() * row);
     for &r in rows {
@@ -137,4 +169,26 @@ fn original_bytes<'a>(
         kept.extend_from_slice(part.ok_or_else(|| GateError::changed(&line.source, &line.output, "row out of range"))?);
     }
     Ok(Cow::Owned(kept))
+}
+
+impl HeadCut {
+    /// The bytes of a tensor after the cut, found element by element from their places: slow and simple on purpose, it
+    /// shares nothing with the writer it is held against.
+    fn without(&self, bytes: &[u8], shape: &[usize]) -> Vec<u8> {
+        let elements: usize = shape.iter().product();
+        let (size, along) = (bytes.len() / elements.max(1), shape.get(self.axis).copied().unwrap_or(1));
+        let below: usize = shape.iter().skip(self.axis + 1).product();
+        let mut gone = vec![false; self.count];
+        self.gone.iter().for_each(|&head| gone[head] = true);
+        let is_gone = |element: usize| gone[element / below % along * self.count / along];
+        let mut out = Vec::with_capacity(bytes.len());
+        for (element, value) in bytes.chunks_exact(size.max(1)).enumerate() {
+            match (is_gone(element), self.cut_out) {
+                (false, _) => out.extend_from_slice(value),
+                (true, false) => out.extend(std::iter::repeat_n(0, size)),
+                (true, true) => {}
+            }
+        }
+        out
+    }
 }

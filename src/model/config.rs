@@ -203,6 +203,14 @@ impl Config {
         path.iter().try_fold(&mut self.root, |map, key| map.get_mut(*key)?.as_object_mut())
     }
 
+    /// Sets a key in the map where `anchor` stands, or at the top level when it stands nowhere.
+    pub fn set_beside(&mut self, anchor: &str, key: &str, value: Value) {
+        let path = LEVELS.into_iter().find(|path| self.level_mut(path).is_some_and(|map| map.contains_key(anchor)));
+        if let Some(map) = self.level_mut(path.unwrap_or_default()) {
+            map.insert(key.to_owned(), value);
+        }
+    }
+
     /// Rotary settings from `rope_parameters`, or from `rope_theta` and `rope_scaling`.
     pub fn rope(&self) -> Result<Rope, ModelError> {
         let as_map = |key| self.typed(key, "an object", Value::as_object);

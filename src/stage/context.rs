@@ -72,9 +72,10 @@ impl<'a> StageContext<'a> {
         super::package::shipping(&self.artifacts, format)
     }
 
-    /// What a prune left about its decision, if the current model was pruned.
-    pub fn metadata(&self) -> Option<PathBuf> {
-        Some(self.model.join(super::prune_metadata::METADATA_FILE)).filter(|path| path.is_file())
+    /// What the stages that made the current model left about their decisions.
+    pub fn metadata(&self) -> Vec<PathBuf> {
+        let files = super::directory::METADATA_FILES.iter().map(|name| self.model.join(name));
+        files.filter(|path| path.is_file()).collect()
     }
 
     /// The source model.

@@ -10,6 +10,7 @@ mod calibration;
 mod checkpoint;
 mod context;
 mod crash;
+mod directory;
 mod durable;
 mod inputs;
 mod predict;
@@ -53,6 +54,7 @@ crate::registry! {
     /// Every stage type this build executes.
     pub STAGES: dyn Stage {
         source_config => SourceConfig,
+        prune => Prune,
         expert_activation_profile => ExpertActivationProfile,
         expert_prune => ExpertPrune,
         quant => Quant,

@@ -72,6 +72,9 @@ pub struct Product {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub packaged: Option<PathBuf>,
     pub warnings: Vec<String>,
+    /// What the stage decided and found, for its record in the result.
+    #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
+    pub details: serde_json::Map<String, serde_json::Value>,
     /// One line for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub summary: Option<String>,

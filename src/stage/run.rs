@@ -29,6 +29,9 @@ pub struct StageRecord {
     pub skipped: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub summary: Option<String>,
+    /// What the stage decided and found.
+    #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
+    pub details: serde_json::Map<String, serde_json::Value>,
 }
 
 /// What all stages left together.
@@ -95,6 +98,7 @@ impl Summary {
             predicted_s: planned.predicted.seconds,
             skipped,
             summary: done.product.summary.clone(),
+            details: done.product.details.clone(),
         });
     }
 }

@@ -33,12 +33,19 @@ stage_type! {
             /// Key/value heads every layer keeps at least.
             #[schemars(range(min = 1))]
             min_kv_heads_per_layer: u32 = 2,
-            /// Batches looked at to rank the heads.
+            /// Sequences of the corpus looked at to rank the heads.
             analysis_steps: u32 = 200,
+            /// Text to rank the heads on: a name, a path, or the id of one of the recipe's calibrationCorpora. When not
+            /// said, the first of these.
+            calibration_corpus: String,
+            /// File of that text, if it has another name.
+            calibration_corpus_file: String,
+            /// Where the strategy `random` starts.
+            seed: u64 = 0,
             /// Rank within each layer instead of over the whole model.
             per_layer_normalized: bool,
-            /// How the removed heads leave the tensors: padded, or sliced out.
-            defrag_mode: String,
+            /// How the removed heads leave the tensors: `pad` (zeros, shapes stay) or `slice` (cut out, in whole groups).
+            defrag_mode: String = "pad".to_owned(),
             /// Remarks for people.
             notes: String,
         }
