@@ -5,6 +5,7 @@
 //! tensors in shard order and writes the output once; none of them judges its own result (that is `gate`).
 
 mod calibration;
+mod context;
 mod corpus;
 mod expert_profile;
 mod expert_prune;
@@ -22,13 +23,14 @@ use std::path::{Path, PathBuf};
 use crate::fault::{Fault, FaultClass};
 
 pub use calibration::{Calibration, HELD_OUT_MOST, SequenceLimits, sequences};
+pub use context::{ContextMethod, extend_context};
 pub use corpus::{Corpus, read_corpus};
 pub use expert_profile::{Profile, ProfileOrigin, profile_experts};
 pub use expert_prune::{FateCounts, PrunePlan, PruneReport, TensorFate, rewrite};
 pub use gguf_header::{GgufMetadata, gguf_metadata};
 pub use heads::{
     Axis, Defrag, HeadEdit, HeadMetric, HeadOptions, HeadPlan, HeadReport, HeadScores, LayerHeads, SAMPLE_LENGTH,
-    plan_heads, prunable, removable, rewrite_heads, score_heads, sliceable, with_heads,
+    config_with_heads, plan_heads, prunable, removable, rewrite_heads, score_heads, sliceable, with_heads,
 };
 pub use importance::{COUNTS_VERSION, IMPORTANCE_FILE, Importance, METRIC_VERSION, PerLayer, UnderObserved};
 pub use metric::Metric;

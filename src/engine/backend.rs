@@ -52,21 +52,11 @@ pub struct RopeTable {
     pub pairing: Pairing,
     pub cos: Vec<f32>,
     pub sin: Vec<f32>,
-    /// Where the rows for long sequences begin, if these turn by another rule.
-    pub switch: Option<LengthSwitch>,
 }
 
-/// Sequences of more than `above` tokens find their first position at row `first` of a rope table, others at row 0.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LengthSwitch {
-    pub above: usize,
-    pub first: usize,
-}
-
-/// The row of a rope table for each row of a batch.
-pub fn rope_rows(switch: Option<LengthSwitch>, batch: &Batch) -> Vec<u32> {
-    let first = |length: usize| switch.filter(|switch| length > switch.above).map_or(0, |switch| switch.first);
-    batch.spans.iter().flat_map(|span| (first(span.len())..).take(span.len()).map(|row| row as u32)).collect()
+/// The row of a rope table for each row of a batch: its position in its sequence.
+pub fn positions(batch: &Batch) -> Vec<u32> {
+    batch.spans.iter().flat_map(|span| 0..span.len() as u32).collect()
 }
 
 /// The rotation of some heads, side by side in each row.

@@ -29,12 +29,14 @@ impl Batch {
     }
 }
 
-/// Groups sequences in order so that a batch holds at most `target` tokens; a longer sequence gets a batch of its own.
-pub fn batches(lengths: &[usize], target: usize) -> Vec<Batch> {
+/// Groups sequences in order so that a batch holds at most `target` tokens and only sequences whose lengths are of one
+/// `class`; a longer sequence gets a batch of its own.
+pub fn batches(lengths: &[usize], target: usize, class: impl Fn(usize) -> usize) -> Vec<Batch> {
     let mut out: Vec<Batch> = Vec::new();
     for (index, &length) in lengths.iter().enumerate() {
+        let fits = |batch: &Batch| batch.rows() + length <= target && class(batch.longest()) == class(length);
         match out.last_mut() {
-            Some(batch) if batch.rows() + length <= target => {
+            Some(batch) if fits(batch) => {
                 let start = batch.rows();
                 batch.spans.push(start..start + length);
                 batch.sequences.end = index + 1;
@@ -51,12 +53,20 @@ mod tests {
 
     #[test]
     fn sequences_keep_their_order_and_are_never_cut() {
-        let made = batches(&[3, 4, 9, 1, 1], 8);
+        let made = batches(&[3, 4, 9, 1, 1], 8, |_| 0);
         let rows: Vec<usize> = made.iter().map(Batch::rows).collect();
         assert_eq!(rows, [7, 9, 2]);
         assert_eq!(made[0].spans, [0..3, 3..7]);
         assert_eq!(made[2].sequences, 3..5);
         assert_eq!(made[2].uniform(), Some(1));
         assert_eq!(made[0].uniform(), None);
+    }
+
+    #[test]
+    fn a_batch_holds_one_class_of_lengths() {
+        let long = |length: usize| if length > 4 { length } else { 0 };
+        let made = batches(&[3, 4, 9, 9, 5, 1], 100, long);
+        let sequences: Vec<Range<usize>> = made.into_iter().map(|batch| batch.sequences).collect();
+        assert_eq!(sequences, [0..2, 2..4, 4..5, 5..6]);
     }
 }

@@ -12,7 +12,7 @@ use candle_nn::ops::sigmoid;
 
 use super::EngineError;
 use super::backend::{
-    AttentionShape, Backend, ChunkScore, DecayInput, DeltaShape, LengthSwitch, RopeTable, Rotation, RowSizes, rope_rows,
+    AttentionShape, Backend, ChunkScore, DecayInput, DeltaShape, RopeTable, Rotation, RowSizes, positions,
 };
 use super::batch::Batch;
 use crate::family::{Activation, LinearSpec, Pairing};
@@ -32,7 +32,6 @@ pub struct OnDevice {
 /// Cosines and sines `[positions, half]` on the device.
 pub struct DeviceRope {
     pairing: Pairing,
-    switch: Option<LengthSwitch>,
     cos: Tensor,
     sin: Tensor,
 }
@@ -169,7 +168,7 @@ impl Backend for OnDevice {
         self.run(|| {
             let cos = Tensor::from_vec(table.cos, shape, &self.device)?;
             let sin = Tensor::from_vec(table.sin, shape, &self.device)?;
-            Ok(DeviceRope { pairing: table.pairing, switch: table.switch, cos, sin })
+            Ok(DeviceRope { pairing: table.pairing, cos, sin })
         })
     }
 
@@ -230,7 +229,7 @@ impl Backend for OnDevice {
             if let Some((gain, eps)) = head_norm {
                 x = candle_nn::ops::rms_norm(&x.contiguous()?, gain, eps as f32)?;
             }
-            let positions = self.ids(&rope_rows(rope.switch, batch))?;
+            let positions = self.ids(&positions(batch))?;
             let pairs = x.narrow(2, first, 2 * half)?.contiguous()?;
             // The dimension that tells the two of a pair apart.
             let (pairs, side) = match rope.pairing {

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::attention;
 use super::backend::{
-    AttentionShape, Backend, ChunkScore, DecayInput, DeltaShape, RopeTable, Rotation, RowSizes, rope_rows,
+    AttentionShape, Backend, ChunkScore, DecayInput, DeltaShape, RopeTable, Rotation, RowSizes, positions,
 };
 use super::batch::Batch;
 use super::delta_rule::{Gates, delta_rule};
@@ -136,7 +136,7 @@ impl Backend for Host {
 
     fn rotate(&self, mut x: HostRows, rotation: &Rotation<'_, Self>) -> Result<HostRows> {
         let &Rotation { heads, first, head_norm, rope, batch } = rotation;
-        let positions = rope_rows(rope.switch, batch);
+        let positions = positions(batch);
         let (columns, half) = (x.columns, rope.half);
         let turn = match rope.pairing {
             Pairing::Half => vector::rotate,

@@ -1,5 +1,6 @@
 //! The layer-major pass: embedding, then one block at a time for all sequences, then the head.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
@@ -7,7 +8,7 @@ use std::time::Instant;
 use candle_core::Device;
 
 use super::EngineError;
-use super::backend::{Backend, LengthSwitch, RopeTable};
+use super::backend::{Backend, RopeTable};
 use super::batch::{Batch, batches};
 use super::block::{Block, Setting};
 use super::device::OnDevice;
@@ -232,13 +233,14 @@ impl<B: Backend> Pass<'_, B> {
         let kept = tokens * (1 + self.variants.len());
         let plan = MemoryPlan::new(self.backend, self.spec, self.source, kept, longest, on_device, budget);
         let predicted_peak = memory::resident().unwrap_or_default() + plan.total();
-        let runs = runs(batches(&lengths, plan.batch_rows), self.variants.len());
+        let runs =
+            runs(batches(&lengths, plan.batch_rows, |length| self.spec.rope.length_class(length)), self.variants.len());
         let scored = head::scored_runs(&runs, self.sequences, self.scoring);
         let clock = Clock { start, tokens, weights: self.shares(&runs, &scored), progress: self.progress };
 
         let mut hidden = self.embed(&runs, &plan)?;
         let expert_work = AtomicU64::new(0);
-        self.blocks(&runs, longest, &mut hidden, observers, &expert_work, &clock)?;
+        self.blocks(&runs, &mut hidden, observers, &expert_work, &clock)?;
         let mut nll = vec![Vec::new(); 1 + self.variants.len()];
         if scored.iter().any(|s| !s.rows.is_empty()) {
             // The head's arrays have other sizes than the blocks'.
@@ -299,13 +301,12 @@ impl<B: Backend> Pass<'_, B> {
     fn blocks(
         &self,
         runs: &[Run],
-        longest: usize,
         hidden: &mut HiddenStore<B>,
         observers: &mut [&mut dyn Observer],
         expert_work: &AtomicU64,
         clock: &Clock<'_>,
     ) -> Result<()> {
-        let rope = self.backend.rope(rope_table(&self.spec.rope, longest))?;
+        let ropes = self.ropes(runs)?;
         let count = self.spec.blocks.len();
         let load = |index: usize| Block::load(self.backend, self.source, &self.spec.blocks[index]);
         one_ahead(count, load, |index, block| {
@@ -317,7 +318,8 @@ impl<B: Backend> Pass<'_, B> {
                 self.show_input(index, batch, &x, observers)?;
                 let (backend, eps, change) = (self.backend, self.spec.norm_eps, changes[*variant].as_ref());
                 let residual = self.spec.factors.residual;
-                let cx = Setting { backend, spec, eps, residual, rope: &rope, batch, change, expert_work };
+                let rope = &ropes[&self.spec.rope.length_class(batch.longest())];
+                let cx = Setting { backend, spec, eps, residual, rope, batch, change, expert_work };
                 let x = block.forward(&cx, x, observers)?;
                 if !self.backend.is_finite(&x)? {
                     return Err(self.not_finite(spec));
@@ -327,6 +329,18 @@ impl<B: Backend> Pass<'_, B> {
             }
             Ok(())
         })
+    }
+
+    /// The rotary table of every class of sequence lengths.
+    fn ropes(&self, runs: &[Run]) -> Result<HashMap<usize, B::Rope>> {
+        let rope = &self.spec.rope;
+        let mut longest: HashMap<usize, usize> = HashMap::new();
+        for length in runs.iter().map(|run| run.batch.longest()) {
+            let most = longest.entry(rope.length_class(length)).or_default();
+            *most = length.max(*most);
+        }
+        let table = |(class, length)| Ok((class, self.backend.rope(rope_table(&rope.at_length(length), length))?));
+        longest.into_iter().map(table).collect()
     }
 
     fn show_input(&self, layer: usize, batch: &Batch, x: &B::Rows, observers: &mut [&mut dyn Observer]) -> Result<()> {
@@ -363,22 +377,10 @@ pub(super) fn not_finite<'n>(
 
 /// Cosines and sines of every position up to `positions`, the attention factor included.
 fn rope_table(rope: &RopeSpec, positions: usize) -> RopeTable {
-    let (mut cos, mut sin) = (Vec::new(), Vec::new());
-    let mut turn = |rope: &RopeSpec, positions: usize| {
-        let (frequencies, factor) = (rope.inverse_frequencies(), rope.attention_factor());
-        for angle in (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f)) {
-            cos.push((angle.cos() * factor) as f32);
-            sin.push((angle.sin() * factor) as f32);
-        }
-    };
-    let beyond = rope.beyond().filter(|(above, _)| positions > *above);
-    let first = beyond.as_ref().map_or(positions, |(above, _)| *above);
-    turn(rope, first);
-    let switch = beyond.map(|(above, beyond)| {
-        turn(&beyond, positions);
-        LengthSwitch { above, first }
-    });
-    RopeTable { half: rope.dims / 2, pairing: rope.pairing, cos, sin, switch }
+    let (frequencies, factor) = (rope.inverse_frequencies(), rope.attention_factor());
+    let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
+    let (cos, sin) = angles.map(|angle| ((angle.cos() * factor) as f32, (angle.sin() * factor) as f32)).unzip();
+    RopeTable { half: rope.dims / 2, pairing: rope.pairing, cos, sin }
 }
 
 /// Turns work done into progress reports.

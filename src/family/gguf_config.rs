@@ -93,7 +93,8 @@ impl Keys {
             | RopeScaling::Llama3 { .. }
             | RopeScaling::Divisors(_)
             // Refused with the tensors.
-            | RopeScaling::Long { .. } => {}
+            | RopeScaling::Long { .. }
+            | RopeScaling::Dynamic { .. } => {}
             RopeScaling::Linear { factor } => {
                 self.put("rope.scaling.type", "linear");
                 self.put("rope.scaling.factor", *factor as f32);

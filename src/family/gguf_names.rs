@@ -142,6 +142,13 @@ pub fn gguf_tensors(spec: &ModelSpec) -> Result<Vec<GgufTensor>, FamilyError> {
             supported: "default, linear, llama3, yarn".to_owned(),
         });
     }
+    if let RopeScaling::Dynamic { .. } = spec.rope.scaling {
+        return Err(FamilyError::Unsupported {
+            what: "a GGUF file of a model whose positions are scaled by the length of the text (dynamic NTK)"
+                .to_owned(),
+            supported: "default, linear, llama3 and yarn rope scaling".to_owned(),
+        });
+    }
     let mut out: Vec<GgufTensor> = Vec::new();
     for tensor in spec.tensors() {
         let name = gguf_name(tensor.role);

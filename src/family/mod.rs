@@ -27,7 +27,7 @@ pub use gguf_config::{gguf_metadata, gguf_warnings};
 pub use gguf_names::{GgufContent, GgufTensor, gguf_name, gguf_tensors, permuted_row};
 pub use open::{Format, OpenModel, open};
 pub use role::{Delta, ExpectedTensor, Latent, Part, Role};
-pub use rope::{Pairing, RopeScaling, RopeSpec, Stretch};
+pub use rope::{Pairing, RopeScaling, RopeSpec, Stretch, ntk_theta};
 pub use spec::{
     Activation, AttentionSpec, BlockSpec, Carried, DeltaNetSpec, ExpertSpec, Factors, FfnSpec, LatentAttentionSpec,
     LatentQuery, LinearSpec, MixerSpec, MlpSpec, ModelSpec, MoeSpec, NormKind, NormSpec, RoutingRule, SharedExpertSpec,
@@ -111,6 +111,15 @@ pub fn of_config(config: &Config) -> Result<&'static dyn Family, FamilyError> {
     let found = found.ok_or_else(|| FamilyError::MissingKey { key: "model_type".to_owned() })?;
     let family = FAMILIES.iter().copied().find(|f| f.model_types().contains(&found));
     family.ok_or_else(|| FamilyError::UnknownModelType { found: found.to_owned(), known: known_model_types() })
+}
+
+/// The specification of a config's model, by whatever family claims it.
+///
+/// # Errors
+/// As [`of_config`] and [`Family::spec`].
+pub fn spec_of(config: &Config) -> Result<ModelSpec, FamilyError> {
+    let spec = of_config(config)?.spec(config)?;
+    Ok(ModelSpec { max_positions: spec.rope.reach(spec.max_positions), ..spec })
 }
 
 /// The family by its registry name.

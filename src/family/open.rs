@@ -9,7 +9,7 @@ use super::gguf_names::{ROPE_FREQS, attention_heads, gguf_name};
 use super::locate::{self, Conventions, Located};
 use super::storage::{Holding, Storage};
 use super::view::{Entry, Take, View};
-use super::{Family, FamilyError, ModelSpec, Role, gguf_config, of_config};
+use super::{Family, FamilyError, ModelSpec, Role, gguf_config, of_config, spec_of};
 use crate::model::{Config, GgufFile, HfDir, ModelError, TensorSource, Tokenizer};
 
 /// What lies on disk.
@@ -98,7 +98,7 @@ pub fn open(path: &Path) -> Result<OpenModel, FamilyError> {
 fn open_directory(path: &Path) -> Result<OpenModel, FamilyError> {
     let HfDir { config, tensors, .. } = HfDir::open(path)?;
     let family = of_config(&config)?;
-    let spec = family.spec(&config)?;
+    let spec = spec_of(&config)?;
     let stored: Arc<dyn TensorSource> = Arc::new(tensors);
     let expert_key = config.expert_key();
     let conventions = Conventions { aliases: family.aliases(), layouts: family.layouts(), expert_key };

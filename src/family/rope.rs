@@ -1,7 +1,8 @@
 //! Rotary position embedding: which angle each pair of dimensions turns by per position, for every scaling rule.
 //!
 //! Rules follow the published definitions: RoPE (arXiv 2104.09864), linear position interpolation (arXiv 2306.15595),
-//! YaRN (arXiv 2309.00071, section 3), LongRoPE (arXiv 2402.13753) and the banded rule released with Llama 3.1.
+//! YaRN (arXiv 2309.00071, section 3) and the dynamic NTK-aware scaling it describes, LongRoPE (arXiv 2402.13753) and the
+//! banded rule released with Llama 3.1.
 
 use std::f64::consts::PI;
 
@@ -49,6 +50,12 @@ pub enum RopeScaling {
         attention_factor: f64,
         truncate: bool,
     },
+    /// Up to `original_context` tokens nothing changes; a longer sequence of n tokens has the base frequency
+    /// theta · (factor · n / original_context − (factor − 1)) ^ (dims / (dims − 2)), for all of its positions.
+    Dynamic {
+        factor: f64,
+        original_context: usize,
+    },
     /// Each pair's frequency is divided by a number of its own (a GGUF file's `rope_freqs.weight`).
     Divisors(Vec<f64>),
     /// LongRoPE: one set of divisors for sequences of at most `original_context` tokens, another for longer ones.
@@ -67,11 +74,48 @@ pub struct Stretch {
 }
 
 impl RopeSpec {
-    /// Angle per position of each of the `dims / 2` pairs, radians (in a short sequence: see [`RopeSpec::beyond`]).
+    /// The rule for a sequence of `length` tokens, which has the same angles at every position of it: only a dynamic rule
+    /// and LongRoPE depend on the length.
+    pub fn at_length(&self, length: usize) -> RopeSpec {
+        match &self.scaling {
+            RopeScaling::Dynamic { factor, original_context } => {
+                let times = factor * length.max(*original_context) as f64 / *original_context as f64 - (factor - 1.0);
+                let theta = ntk_theta(self.theta, times, self.dims);
+                RopeSpec { theta, scaling: RopeScaling::Default, ..self.clone() }
+            }
+            RopeScaling::Long { original_context, long, .. } if length > *original_context => {
+                let (original_context, short) = (*original_context, long.clone());
+                let scaling = RopeScaling::Long { original_context, short, long: long.clone() };
+                RopeSpec { scaling, ..self.clone() }
+            }
+            _ => self.clone(),
+        }
+    }
+
+    /// Sequences of one class turn by the same angles: 0 for those within the original context, and for all where the
+    /// rule does not depend on the length.
+    pub fn length_class(&self, length: usize) -> usize {
+        match self.scaling {
+            RopeScaling::Dynamic { original_context, .. } if length > original_context => length,
+            RopeScaling::Long { original_context, .. } if length > original_context => 1,
+            _ => 0,
+        }
+    }
+
+    /// Positions the model reaches, given `max_position_embeddings` of its config: that of a dynamic rule is the
+    /// original context.
+    pub(super) fn reach(&self, max_positions: usize) -> usize {
+        match self.scaling {
+            RopeScaling::Dynamic { factor, .. } => (factor * max_positions as f64) as usize,
+            _ => max_positions,
+        }
+    }
+
+    /// Angle per position of each of the `dims / 2` pairs, radians, in a short sequence: see [`RopeSpec::at_length`].
     pub fn inverse_frequencies(&self) -> Vec<f64> {
         let base: Vec<f64> = (0..self.dims / 2).map(|i| self.theta.powf(-2.0 * i as f64 / self.dims as f64)).collect();
         match self.scaling {
-            RopeScaling::Default => base,
+            RopeScaling::Default | RopeScaling::Dynamic { .. } => base,
             RopeScaling::Linear { factor } => base.iter().map(|f| f / factor).collect(),
             RopeScaling::Long { ref short, .. } => base.iter().zip(&short.divisors).map(|(f, d)| f / d).collect(),
             RopeScaling::Llama3 { .. } | RopeScaling::Divisors(_) => {
@@ -95,14 +139,6 @@ impl RopeSpec {
             RopeScaling::Long { short, .. } => short.attention_factor,
             _ => 1.0,
         }
-    }
-
-    /// Where longer sequences turn by another rule: the length up to which this one holds, and the other.
-    pub fn beyond(&self) -> Option<(usize, RopeSpec)> {
-        let RopeScaling::Long { original_context, long, .. } = &self.scaling else { return None };
-        let (original_context, short) = (*original_context, long.clone());
-        let scaling = RopeScaling::Long { original_context, short, long: long.clone() };
-        Some((original_context, RopeSpec { scaling, ..self.clone() }))
     }
 
     /// The divisor of each pair's frequency under the Llama 3.1 rule or given one by one (all ones otherwise): what a
@@ -232,10 +268,14 @@ fn scaling(keys: &Rope, dims: usize, max_positions: usize) -> Result<RopeScaling
         }),
         "divisors" => divisors(keys, dims),
         "longrope" | "su" => longrope(keys, dims, original_context, max_positions),
+        // transformers takes max_position_embeddings for the original context here.
+        "dynamic" => {
+            Ok(RopeScaling::Dynamic { factor: required("factor", keys.factor)?, original_context: max_positions })
+        }
         "yarn" => yarn(keys, original_context, max_positions),
         other => Err(FamilyError::Unsupported {
             what: format!("rope scaling {other:?}"),
-            supported: "default, linear, llama3, longrope, mrope, yarn".to_owned(),
+            supported: "default, linear, dynamic, llama3, longrope, mrope, yarn".to_owned(),
         }),
     }
 }
@@ -309,6 +349,12 @@ fn yarn(keys: &Rope, original_context: usize, max_positions: usize) -> Result<Ro
         attention_factor,
         truncate: keys.raw.get("truncate").and_then(serde_json::Value::as_bool).unwrap_or(true),
     })
+}
+
+/// The base frequency that stretches the longest wavelength `times` times and leaves the shortest (NTK-aware scaling,
+/// arXiv 2309.00071 section 3.1).
+pub fn ntk_theta(theta: f64, times: f64, dims: usize) -> f64 {
+    theta * times.powf(dims as f64 / (dims as f64 - 2.0))
 }
 
 /// YaRN's attention temperature for a context stretched by `factor`.

@@ -141,11 +141,18 @@ fn rope_rules_change_the_frequencies_as_published() {
     };
     let longrope = rope(lists(2.0, 5.0));
     assert!(plain.iter().zip(longrope.inverse_frequencies()).all(|(p, l)| (p / 2.0 - l).abs() < 1e-12));
-    let (length, beyond) = longrope.beyond().unwrap();
-    assert_eq!((length, longrope.attention_factor()), (64, 1.1));
+    assert_eq!((longrope.length_class(64), longrope.length_class(65), longrope.attention_factor()), (0, 1, 1.1));
+    assert_eq!(longrope.at_length(64), longrope);
+    let beyond = longrope.at_length(65);
     assert!(plain.iter().zip(beyond.inverse_frequencies()).all(|(p, l)| (p / 5.0 - l).abs() < 1e-12));
     // Nothing says it: the square root of 1 + ln(512 / 64) / ln(64).
     assert!((beyond.attention_factor() - 1.5f64.sqrt()).abs() < 1e-12);
+
+    // Up to the configured context nothing changes; twice of it stretches the longest wavelength 4 · 2 − 3 times.
+    let dynamic = rope(json!({"rope_type": "dynamic", "factor": 4.0}));
+    assert_eq!(dynamic.at_length(512).inverse_frequencies(), plain);
+    let longer = dynamic.at_length(1024).inverse_frequencies();
+    assert!((plain[0] / longer[0] - 1.0).abs() < 1e-12 && (plain[7] / longer[7] - 5.0).abs() < 1e-9);
 
     let yarn = rope(json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}));
     assert!((yarn.attention_factor() - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);

@@ -20,7 +20,9 @@ pub use damage::{DamageFigures, DamageLimit, judge_damage};
 pub use evidence::Evidence;
 pub use finite::first_non_finite;
 pub use pass_through::{HeadCut, Lineage, Part, pass_through};
-pub use reload::{GATE_TOKENS, ScoreLimit, judge_score, reopen, same_tokens, short_score};
+pub use reload::{
+    GATE_TOKENS, ScoreLimit, compare_score, judge_score, reopen, same_positions, same_tokens, short_score,
+};
 
 /// Why an artifact does not pass.
 #[derive(Debug, thiserror::Error)]

@@ -93,6 +93,36 @@ pub fn judge_score(
         .with("max_ratio", limit.max_ratio))
 }
 
+/// Compares the score of an artifact with its parent's where how much may be lost is not for a gate to say; returns the
+/// ratio of perplexities too.
+pub fn compare_score(subject: &str, parent: f64, artifact: f64, tokens: usize) -> Result<(Evidence, f64), GateError> {
+    if !artifact.is_finite() {
+        let why = format!("its perplexity on {tokens} tokens is not a number");
+        return Err(GateError::Score { subject: subject.to_owned(), why });
+    }
+    let ratio = (artifact - parent).exp();
+    let evidence = Evidence::passed("score", subject)
+        .with("tokens", tokens)
+        .with("parent_perplexity", parent.exp())
+        .with("perplexity", artifact.exp())
+        .with("ratio", ratio);
+    Ok((evidence, ratio))
+}
+
+/// Checks that a re-opened model turns its positions as it should.
+pub fn same_positions(subject: &str, expected: &ModelSpec, found: &ModelSpec) -> Result<Evidence, GateError> {
+    if expected.rope != found.rope || expected.max_positions != found.max_positions {
+        let why = format!(
+            "read back with {} positions by {:?}, it should have {} by {:?}",
+            found.max_positions, found.rope, expected.max_positions, expected.rope
+        );
+        return Err(GateError::Changed { subject: subject.to_owned(), tensor: "(positions)".into(), why });
+    }
+    Ok(Evidence::passed("positions", subject)
+        .with("positions", found.max_positions)
+        .with("rope", format!("{:?}", found.rope)))
+}
+
 /// Checks that the tokenizer inside an artifact splits `text` as the tokenizer of its parent does. `None` when either
 /// has none.
 pub fn same_tokens(

@@ -26,7 +26,7 @@ pub use hf_dir::HfDir;
 pub use manifest::{MANIFEST_FILE, Manifest};
 pub use mapped::MappedFile;
 pub use output::{CompleteFile, OutputFile, sync_directory, write_file};
-pub use safetensors::{SafetensorsModel, SafetensorsWriter, SettlingModel, WrittenModel};
+pub use safetensors::{INDEX_FILE, SafetensorsModel, SafetensorsWriter, SettlingModel, WrittenModel};
 pub use source::{TensorMeta, TensorSource, decode_f32};
 pub use tokenizer::{SpecialTokens, Tokenizer, TokenizerExport, export_gguf};
 pub use transcode::{rows_of, transcode_rows};

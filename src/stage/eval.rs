@@ -100,7 +100,7 @@ fn plan_benchmark(
         );
     }
     let (Some(bytes), Some(model), Some(source)) = (bytes, admission.model(), admission.source()) else { return };
-    let most = source.spec.max_positions;
+    let most = if with_base { source.spec.max_positions } else { model.max_positions };
     let too_long = spec.context as usize > most;
     let tokens = predict::tokens(bytes).min(spec.max_tokens.unwrap_or(u64::MAX));
     let threads = admission.node.forge.threads;

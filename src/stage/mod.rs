@@ -54,6 +54,7 @@ crate::registry! {
     /// Every stage type this build executes.
     pub STAGES: dyn Stage {
         source_config => SourceConfig,
+        context_extend => ContextExtend,
         prune => Prune,
         expert_activation_profile => ExpertActivationProfile,
         expert_prune => ExpertPrune,

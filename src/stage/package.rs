@@ -37,7 +37,7 @@ impl Stage for Package {
             }
             "safetensors" if !admission.is_pruned => {
                 let finding = Finding::error(key, "no stage before it changes the model's safetensors");
-                admission.report(finding.hint("add an expert-prune stage, or package gguf"));
+                admission.report(finding.hint("add a prune, expert-prune or context-extend stage, or package gguf"));
             }
             EVERYTHING if admission.artifacts.is_empty() && !admission.is_pruned => {
                 admission.report(Finding::error(key, "no stage before it makes an artifact").hint("add a quant stage"));
@@ -141,7 +141,7 @@ fn list(base: &Path, below: &Path, names: &mut Vec<PathBuf>) -> Outcome<()> {
 }
 
 /// A hard link; a copy where the filesystem has none.
-fn place_file(from: &Path, dir: &Path, name: &Path) -> Outcome<PathBuf> {
+pub(super) fn place_file(from: &Path, dir: &Path, name: &Path) -> Outcome<PathBuf> {
     let to = dir.join(name);
     let failed = |e| Fault::infra(format!("put {} into the artifact", from.display())).caused_by(e);
     if let Some(parent) = to.parent() {

@@ -11,15 +11,15 @@ use serde_json::{Map, Value, json};
 use super::{Admission, Place, Product, Span, Stage, StageContext, directory, predict};
 use crate::compress::{
     Axis, Defrag, HeadEdit, HeadMetric, HeadOptions, HeadPlan, HeadReport, HeadScores, LayerHeads, SAMPLE_LENGTH,
-    SequenceLimits, plan_heads, prunable, read_corpus, removable, rewrite_heads, score_heads, sequences, sliceable,
-    with_heads,
+    SequenceLimits, config_with_heads, plan_heads, prunable, read_corpus, removable, rewrite_heads, score_heads,
+    sequences, sliceable, with_heads,
 };
 use crate::engine::PassProgress;
 use crate::family::{ModelSpec, OpenModel};
 use crate::fault::{Fault, Outcome};
 use crate::gate::{self, HeadCut, Lineage, Part, ScoreLimit};
 use crate::line::stamp;
-use crate::model::{Config, HfDir, TensorMeta, TensorSource};
+use crate::model::{HfDir, TensorMeta, TensorSource};
 use crate::recipe::stages::PruneStrategy;
 use crate::recipe::{self, Finding, PlannedStage, StageSpec};
 
@@ -69,27 +69,27 @@ impl Stage for Prune {
         let model = cx.open_model()?;
         let scores = score(cx, &prune, planned, &model, metric, span.part(0.0, 0.5))?;
         let plan = plan_heads(&model.spec, &scores, &options)?;
-        let edits = plan.edits(&model.spec);
+        let edits = plan.edits(&model)?;
         let out = cx.fresh_dir(out_name)?;
         let source = HfDir::open(&model.path)?;
-        let total: u64 = source.tensors.metas().iter().map(|meta| meta.bytes).sum();
+        let total: u64 = model.stored.metas().iter().map(|meta| meta.bytes).sum();
         let write = span.part(0.5, 0.7);
-        let report = rewrite_heads(&source.tensors, &edits, &out, directory::MAX_SHARD_BYTES, &|done| {
+        let report = rewrite_heads(&*model.stored, &edits, &out, directory::MAX_SHARD_BYTES, &|done| {
             write.of(done, total, "rewrite tensors");
         })?;
-        let mut files = directory::carry(&source, &config_after(&model, &plan)?, &out)?;
+        let mut files = directory::carry(&source, &config_with_heads(&model.config, &model.spec, &plan), &out)?;
         let mut known_hashes = std::collections::HashMap::new();
         for file in report.written.weights.iter().chain(&report.written.index) {
             known_hashes.insert(Path::new(out_name).join(&file.filename), file.sha256);
             files.push(file.filename.clone().into());
         }
         let gate = Instant::now();
-        let (evidence, pruned) = inspect(cx, &model, &source, &plan, &edits, out_name, span.part(0.7, 1.0))?;
+        let (evidence, pruned) = inspect(cx, &model, &plan, &edits, out_name, span.part(0.7, 1.0))?;
         let gate_s = gate.elapsed().as_secs_f64();
         let decided = decided(&prune, &options, &model.spec, &scores, &plan);
         let mut document = directory::provenance(cx, "prune", &started);
         document.extend(decided.clone());
-        document.extend(written(&report, &*pruned.tensors));
+        document.extend(written(&report, &*pruned.stored));
         directory::write_metadata(&out, METADATA_FILE, &document)?;
         files.push(METADATA_FILE.into());
         let bytes: u64 = report.written.weights.iter().map(|file| file.size).sum();
@@ -301,23 +301,6 @@ fn samples(
     Ok(sequences(&corpus, &tokenizer, limits, &|done| span.at(done, "tokenize"))?)
 }
 
-/// The config after the prune: the numbers of heads change in slice mode only, and the head width no longer follows from
-/// them.
-fn config_after(model: &OpenModel, plan: &HeadPlan) -> Outcome<Config> {
-    let mut config = model.config.clone();
-    if plan.defrag == Defrag::Slice {
-        let after = with_heads(model.spec.clone(), plan);
-        let Some((_, attention)) = prunable(&after).into_iter().next() else {
-            return Err(Fault::internal("head prune: no attention left"));
-        };
-        let keys = [("num_key_value_heads", attention.kv_heads), ("head_dim", attention.head_dim)];
-        for (key, value) in keys.into_iter().chain([("num_attention_heads", attention.heads)]) {
-            config.set_beside("num_attention_heads", key, value.into());
-        }
-    }
-    Ok(config)
-}
-
 /// Where every tensor of the output must come from, in source order.
 fn lineage(edits: &BTreeMap<String, HeadEdit>, metas: &[TensorMeta]) -> Vec<Lineage> {
     let line = |meta: &TensorMeta| {
@@ -334,20 +317,17 @@ fn lineage(edits: &BTreeMap<String, HeadEdit>, metas: &[TensorMeta]) -> Vec<Line
 fn inspect(
     cx: &StageContext<'_>,
     model: &OpenModel,
-    source: &HfDir,
     plan: &HeadPlan,
     edits: &BTreeMap<String, HeadEdit>,
     out_name: &str,
     span: Span<'_>,
 ) -> Outcome<(Vec<gate::Evidence>, OpenModel)> {
-    let out = cx.work.join(out_name);
-    let (pruned, reloaded) = gate::reopen(&out, out_name, &with_heads(model.spec.clone(), plan))?;
-    let written = HfDir::open(&out)?;
-    let total: u64 = written.tensors.metas().iter().map(|meta| meta.bytes).sum();
+    let (pruned, reloaded) = gate::reopen(&cx.work.join(out_name), out_name, &with_heads(model.spec.clone(), plan))?;
+    let total: u64 = pruned.stored.metas().iter().map(|meta| meta.bytes).sum();
     let (proof, compared) = (span.part(0.0, 0.4), AtomicU64::new(0));
     let done = |bytes| proof.of(compared.fetch_add(bytes, Ordering::Relaxed) + bytes, total, "prove the pass-through");
-    let lineage = lineage(edits, source.tensors.metas());
-    let passed = gate::pass_through(&source.tensors, &written.tensors, &lineage, out_name, &done)?;
+    let lineage = lineage(edits, model.stored.metas());
+    let passed = gate::pass_through(&*model.stored, &*pruned.stored, &lineage, out_name, &done)?;
     let tokens = cx.gate_tokens(model)?;
     let parent = cx.short_score(model, &tokens, span.part(0.4, 0.7))?;
     let child = cx.short_score(&pruned, &tokens, span.part(0.7, 1.0))?;

@@ -17,14 +17,18 @@ impl Stage for SourceConfig {
 
     fn plan(&self, admission: &mut Admission<'_>, spec: &StageSpec, place: Place) -> PlannedStage {
         let StageSpec::SourceConfig(config) = spec else { return place.planned(spec) };
-        let most = admission.model().map(|m| m.max_positions);
+        let extended = admission.recipe.stages.iter().filter_map(|stage| match stage {
+            StageSpec::ContextExtend(extend) => Some(extend.target_length as usize),
+            _ => None,
+        });
+        let most = admission.model().map(|m| m.max_positions).max(extended.max());
         if let (Some(asked), Some(most)) = (config.context_length, most)
             && asked > most as u64
         {
             let key = place.key("contextLength");
             admission.report(
                 Finding::error(key, format!("{asked} is more than the model's {most} positions"))
-                    .hint("lower it; this build cannot extend a context"),
+                    .hint("lower it, or add a context-extend stage"),
             );
         }
         PlannedStage { title: "check the source".into(), ..place.planned(spec) }

@@ -1,9 +1,11 @@
 //! Behaviour through the public doors, one binary.
+mod context;
 mod crash;
 mod daemon;
 mod demo_model;
 mod factory;
 mod foreman;
+mod heads;
 mod house_rules;
 mod layouts;
 mod line;

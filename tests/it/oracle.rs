@@ -12,7 +12,7 @@ use factoryline::model::{DeclaredTensor, Dtype, GgufWriter};
 use factoryline::units::Bytes;
 
 /// Largest difference allowed between a logit of ours and one of transformers', both in f32 arithmetic.
-const TOLERANCE: f32 = 1e-4;
+pub const TOLERANCE: f32 = 1e-4;
 /// The same for the CPU backend, whose products may be made of bf16 halves (relative error about 2⁻¹⁸ per factor).
 const SPLIT_TOLERANCE: f32 = 3e-4;
 /// The same for delta nets, which norm what they read from their state however short it is: where the terms of a read

@@ -14,7 +14,7 @@ use crate::family::{AttentionSpec, ModelSpec};
 
 pub use edit::{Axis, HeadEdit};
 pub use plan::{Defrag, HeadOptions, HeadPlan, LayerHeads, plan_heads, removable, sliceable};
-pub use rewrite::{HeadReport, rewrite_heads, with_heads};
+pub use rewrite::{HeadReport, config_with_heads, rewrite_heads, with_heads};
 pub use scores::{HeadMetric, HeadScores, SAMPLE_LENGTH, score_heads};
 
 /// The layers whose heads can be pruned, with what they are made of.

@@ -1,13 +1,13 @@
 //! Taking heads out of the files: every tensor goes once from source to output, in source order; those of pruned
 //! layers are cut or zeroed on the way, one at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use super::{Axis, Defrag, HeadEdit, HeadPlan, LayerHeads, prunable};
 use crate::compress::{ByteProgress, CompressError};
-use crate::family::{AttentionSpec, LinearSpec, MixerSpec, ModelSpec, NormSpec};
-use crate::model::{DeclaredTensor, SafetensorsWriter, TensorSource, WrittenModel};
+use crate::family::{AttentionSpec, Holding, LinearSpec, MixerSpec, ModelSpec, NormSpec, OpenModel, Role};
+use crate::model::{Config, DeclaredTensor, SafetensorsWriter, TensorSource, WrittenModel};
 
 /// What was written.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,15 +20,32 @@ pub struct HeadReport {
 }
 
 impl HeadPlan {
-    /// Tensor name → what happens to it; tensors that are not named stay as they are.
-    pub fn edits(&self, spec: &ModelSpec) -> BTreeMap<String, HeadEdit> {
+    /// Stored tensor name → what happens to it; tensors that are not named stay as they are.
+    ///
+    /// # Errors
+    /// A tensor of a pruned head is not in the files as one tensor.
+    pub fn edits(&self, model: &OpenModel) -> Result<BTreeMap<String, HeadEdit>, CompressError> {
         let mut edits = BTreeMap::new();
-        for (index, attention) in prunable(spec) {
+        for (index, attention) in prunable(&model.spec) {
             if let Some(layer) = self.layers.get(&index).filter(|layer| !layer.gone.is_empty()) {
                 self.of_layer(attention, layer, &mut edits);
             }
         }
-        edits
+        let roles: HashMap<Role, String> = model.spec.tensors().into_iter().map(|t| (t.role, t.name)).collect();
+        let mut stored = BTreeMap::new();
+        for tensor in model.storage().tensors() {
+            let Holding::Tensor(role) = tensor.holding else { continue };
+            if let Some(edit) = roles.get(&role).and_then(|name| edits.remove(name)) {
+                stored.insert(tensor.name.clone(), edit);
+            }
+        }
+        match edits.pop_first() {
+            None => Ok(stored),
+            Some((tensor, _)) => {
+                let reason = "the files do not hold it as one tensor, its heads cannot be cut out".to_owned();
+                Err(CompressError::Tensor { tensor, reason })
+            }
+        }
     }
 
     fn of_layer(&self, attention: &AttentionSpec, layer: &LayerHeads, edits: &mut BTreeMap<String, HeadEdit>) {
@@ -85,6 +102,23 @@ pub fn with_heads(mut spec: ModelSpec, plan: &HeadPlan) -> ModelSpec {
         attention.kv_heads -= groups;
     }
     spec
+}
+
+/// The config of the model after a prune. In slice mode the numbers of heads change, and the head width no longer
+/// follows from them.
+pub fn config_with_heads(config: &Config, spec: &ModelSpec, plan: &HeadPlan) -> Config {
+    let mut config = config.clone();
+    let after = with_heads(spec.clone(), plan);
+    if let (Defrag::Slice, Some((_, attention))) = (plan.defrag, prunable(&after).first()) {
+        for (key, value) in [
+            ("head_dim", attention.head_dim),
+            ("num_key_value_heads", attention.kv_heads),
+            ("num_attention_heads", attention.heads),
+        ] {
+            config.set_beside("num_attention_heads", key, value.into());
+        }
+    }
+    config
 }
 
 /// Writes the model without the heads of `plan` to the directory `out` (which must exist), in shards of at most
