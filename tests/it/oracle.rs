@@ -14,7 +14,7 @@ use factoryline::units::Bytes;
 /// Largest difference allowed between a logit of ours and one of transformers', both in f32 arithmetic.
 pub const TOLERANCE: f32 = 1e-4;
 /// The same for the CPU backend, whose products may be made of bf16 halves (relative error about 2⁻¹⁸ per factor).
-const SPLIT_TOLERANCE: f32 = 3e-4;
+pub const SPLIT_TOLERANCE: f32 = 3e-4;
 /// The same for delta nets, which norm what they read from their state however short it is: where the terms of a read
 /// cancel, what the products lost grows with the result, a few times over in each such block. In f32 it stays within
 /// [`TOLERANCE`].
@@ -61,9 +61,9 @@ fn the_committed_fixtures_are_small() {
 }
 
 /// Puts the chunks of the logit matrix together.
-struct Collect {
-    vocab: usize,
-    rows: Vec<f32>,
+pub struct Collect {
+    pub vocab: usize,
+    pub rows: Vec<f32>,
 }
 
 impl Observer for Collect {
