@@ -8,6 +8,7 @@ mod damage;
 mod diagnosis;
 mod evidence;
 mod finite;
+mod modality;
 mod pass_through;
 mod reload;
 
@@ -19,6 +20,9 @@ pub use acceptance::{ArtifactFigures, Figures, admissible, judge};
 pub use damage::{DamageFigures, DamageLimit, judge_damage};
 pub use evidence::Evidence;
 pub use finite::first_non_finite;
+pub use modality::{
+    Fingerprint, Sense, check_senses, declared, fingerprints, has_towers, protected_tokens, senses_unchanged,
+};
 pub use pass_through::{HeadCut, Lineage, Part, pass_through};
 pub use reload::{
     GATE_TOKENS, ScoreLimit, compare_score, judge_score, reopen, same_positions, same_tokens, short_score,
@@ -30,6 +34,9 @@ pub enum GateError {
     /// A tensor is not what the plan says it must be.
     #[error("{subject}: tensor {tensor} {why}")]
     Changed { subject: String, tensor: String, why: String },
+    /// A tower, a token id or a key that the model's config declares is not what it must be.
+    #[error("{model}: {why}")]
+    Senses { model: PathBuf, why: String },
     /// A weight is NaN or infinite; it came so from the source.
     #[error("{subject}: tensor {tensor}, element {element} is not finite")]
     NonFinite { subject: String, tensor: String, element: usize },
@@ -62,6 +69,8 @@ impl From<GateError> for Fault {
         match error {
             GateError::Changed { .. } => Fault::internal(message)
                 .hint("the artifact is not shipped; report this with the recipe and the source's config.json"),
+            GateError::Senses { .. } => Fault::source(message)
+                .hint("the model is incomplete or its config.json is another model's: fetch it again"),
             GateError::NonFinite { .. } => {
                 Fault::source(message).hint("the source model is damaged: fetch it again and compare its file hashes")
             }

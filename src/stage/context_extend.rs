@@ -13,6 +13,7 @@ use crate::fault::{Fault, Outcome};
 use crate::gate::{self, Evidence, Lineage};
 use crate::line::stamp;
 use crate::model::{HfDir, TensorSource};
+use crate::recipe::stages::ContextMethod as ContextRule;
 use crate::recipe::{self, Finding, PlannedStage, Predicted, StageSpec};
 use crate::units::Bytes;
 
@@ -108,6 +109,11 @@ fn check_place(admission: &mut Admission<'_>, extend: &recipe::stages::ContextEx
     if let Some(at) = before.into_iter().position(|stage| matches!(stage, StageSpec::ContextExtend(_))) {
         let message = format!("stages[{at}] has extended the context already");
         admission.report(Finding::error(place.key("type"), message).hint("name the length to reach once"));
+    }
+    let has_towers = admission.model().is_some_and(gate::has_towers);
+    if has_towers && extend.method == ContextRule::Ntk {
+        let message = "ntk changes rope_theta, which stays as it is in a model with towers";
+        admission.report(Finding::error(place.key("method"), message).hint("use yarn, linear or dynamic-ntk"));
     }
     if !admission.artifacts.is_empty() {
         let message = "comes after quant: the files already written would not have the longer context";

@@ -55,6 +55,7 @@ crate::registry! {
     pub STAGES: dyn Stage {
         source_config => SourceConfig,
         context_extend => ContextExtend,
+        modality => Modality,
         prune => Prune,
         expert_activation_profile => ExpertActivationProfile,
         expert_prune => ExpertPrune,

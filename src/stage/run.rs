@@ -8,8 +8,9 @@ use serde::Serialize;
 use super::checkpoint::{Checkpoint, Checkpoints, hash_of_outputs, hash_outputs};
 use super::crash::crash_point;
 use super::{Product, StageContext, stage_named};
+use crate::family;
 use crate::fault::{Fault, Outcome};
-use crate::gate::Evidence;
+use crate::gate::{self, Evidence};
 use crate::line::stamp;
 use crate::line::wire::WorkerMessage;
 use crate::recipe::PlannedStage;
@@ -111,7 +112,8 @@ fn run_one(
 ) -> Outcome<Checkpoint> {
     let stage = stage_named(&planned.type_name)
         .ok_or_else(|| Fault::internal(format!("plan: no stage of type {:?} in this build", planned.type_name)))?;
-    let product: Product = stage.run(cx, planned, cx.progress.span(0.0, 0.98))?;
+    let mut product: Product = stage.run(cx, planned, cx.progress.span(0.0, 0.98))?;
+    guard_senses(cx, &mut product)?;
     for warning in &product.warnings {
         cx.progress.warn(warning.clone());
     }
@@ -127,6 +129,17 @@ fn run_one(
         outputs,
         product,
     })
+}
+
+/// Whatever a stage does to a language model, the towers and token ids of its other senses stay: proved here, for every
+/// stage that writes a model directory.
+fn guard_senses(cx: &StageContext<'_>, product: &mut Product) -> Outcome<()> {
+    let Some(made) = &product.model else { return Ok(()) };
+    let (before, after) = (cx.open_model()?, family::open(&cx.work.join(made))?);
+    let started = Instant::now();
+    product.evidence.extend(gate::senses_unchanged(&before, &after, &made.display().to_string())?);
+    product.gate_s += started.elapsed().as_secs_f64();
+    Ok(())
 }
 
 /// What the result of a stage is a function of.
