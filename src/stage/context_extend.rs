@@ -39,7 +39,11 @@ impl Stage for ContextExtend {
         planned.title = format!("extend the context to {} by {}", extend.target_length, extend.method);
         planned.outputs = vec![format!("context.{}", place.0)];
         check_place(admission, extend, place);
-        if let Some(after) = extended(admission, extend, place) {
+        let before = admission.recipe.stages.iter().take(place.0);
+        if let Some(at) = before.into_iter().position(|stage| matches!(stage, StageSpec::ContextExtend(_))) {
+            let message = format!("stages[{at}] has extended the context already");
+            admission.report(Finding::error(place.key("type"), message).hint("name the length to reach once"));
+        } else if let Some(after) = extended(admission, extend, place) {
             admission.becomes(after);
         }
         let stored: u64 = admission.source().map_or(0, |s| s.tensors.metas().iter().map(|m| m.bytes).sum());
@@ -104,11 +108,6 @@ fn check_place(admission: &mut Admission<'_>, extend: &recipe::stages::ContextEx
             let finding = Finding::error(place.key(key), "this build extends a context without training");
             admission.report(finding.hint("remove the key; yarn and dynamic-ntk lose least without training"));
         }
-    }
-    let before = admission.recipe.stages.iter().take(place.0);
-    if let Some(at) = before.into_iter().position(|stage| matches!(stage, StageSpec::ContextExtend(_))) {
-        let message = format!("stages[{at}] has extended the context already");
-        admission.report(Finding::error(place.key("type"), message).hint("name the length to reach once"));
     }
     let has_towers = admission.model().is_some_and(gate::has_towers);
     if has_towers && extend.method == ContextRule::Ntk {

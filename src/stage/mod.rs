@@ -29,7 +29,7 @@ pub use context::{StageContext, pass_options};
 pub use crash::crash_point;
 pub use durable::replace_file;
 pub use package::ARTIFACT_DIR;
-pub use product::{Artifact, Measurement, Product};
+pub use product::{Artifact, LAYER_IMPORTANCE, Measurement, Product};
 pub use progress::{Listener, Progress, Span, peak_rss_bytes};
 pub use run::{StageRecord, Summary, run_stages};
 

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::gate::Evidence;
 use crate::units::Sha;
 
+/// The key of a stage's details, and of an executed recipe's results, under which pruned layers are summed up.
+pub const LAYER_IMPORTANCE: &str = "layerImportance";
+
 /// One file or directory that ships.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Artifact {

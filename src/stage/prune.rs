@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::{Admission, Place, Product, Span, Stage, StageContext, directory, predict};
+use super::{Admission, LAYER_IMPORTANCE, Place, Product, Span, Stage, StageContext, directory, predict};
 use crate::compress::{
     Axis, Defrag, HeadEdit, HeadMetric, HeadOptions, HeadPlan, HeadReport, HeadScores, LayerHeads, SAMPLE_LENGTH,
     SequenceLimits, config_with_heads, plan_heads, prunable, read_corpus, removable, rewrite_heads, score_heads,
@@ -373,7 +373,22 @@ fn decided(
         ("selection".to_owned(), selection),
         ("layers".to_owned(), Value::Object(layers)),
         ("skipped_layers".to_owned(), json!(skipped)),
+        (LAYER_IMPORTANCE.to_owned(), plan.layers.iter().map(|layer| importance_of(layer, scores)).collect()),
     ])
+}
+
+/// One entry of the results' `layerImportance`.
+fn importance_of((index, layer): (&usize, &LayerHeads), scores: &HeadScores) -> Value {
+    let scores = scores.layers.get(index).map_or(&[][..], Vec::as_slice);
+    json!({
+        "layer": index,
+        "avgImportance": scores.iter().sum::<f64>() / scores.len().max(1) as f64,
+        "minImportance": scores.iter().copied().reduce(f64::min),
+        "maxImportance": scores.iter().copied().reduce(f64::max),
+        "survivingHeads": layer.heads - layer.gone.len(),
+        "totalHeads": layer.heads,
+        "prunedHeads": layer.gone,
+    })
 }
 
 /// What was written, for the metadata document.

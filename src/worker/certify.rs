@@ -17,7 +17,8 @@ use crate::recipe::{
     RecipeFile, TrustLevel,
 };
 use crate::stage::{
-    ARTIFACT_DIR, Artifact, Measurement, OutputFile, StageContext, Summary, peak_rss_bytes, replace_file,
+    ARTIFACT_DIR, Artifact, LAYER_IMPORTANCE, Measurement, OutputFile, StageContext, Summary, peak_rss_bytes,
+    replace_file,
 };
 use crate::units::{Bytes, Sha};
 
@@ -180,6 +181,10 @@ fn results(outcomes: &Outcomes<'_>) -> AlloyResults {
         (key.clone(), kept)
     });
     results.extra.insert("stageCheckpoints".into(), Value::Object(checkpoints.collect()));
+    let pruned = outcomes.summary.stages.iter().rev().find_map(|stage| stage.details.get(LAYER_IMPORTANCE));
+    if let Some(layers) = pruned {
+        results.extra.insert(LAYER_IMPORTANCE.into(), layers.clone());
+    }
     results
 }
 

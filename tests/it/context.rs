@@ -114,13 +114,13 @@ fn a_longer_context_goes_on_into_gguf() {
 fn what_cannot_be_is_refused_before_anything_runs() {
     let refusal = |stages: Value| bench(stages).fault();
     let quant = json!({ "type": "quant", "format": "gguf", "quantTypes": ["F16"] });
-    insta::assert_snapshot!(refusal(json!([stage("dynamic-ntk"), quant])), @"");
-    insta::assert_snapshot!(refusal(json!([quant, stage("yarn")])), @"");
-    insta::assert_snapshot!(refusal(json!([stage("yarn"), stage("linear")])), @"");
+    insta::assert_snapshot!(refusal(json!([stage("dynamic-ntk"), quant])), @"source: stages[1].quantTypes[0]: a GGUF file of a model whose positions are scaled by the length of the text (dynamic NTK) is not supported");
+    insta::assert_snapshot!(refusal(json!([quant, stage("yarn")])), @"recipe: stages[1].type: comes after quant: the files already written would not have the longer context");
+    insta::assert_snapshot!(refusal(json!([stage("yarn"), stage("linear")])), @"recipe: stages[1].type: stages[0] has extended the context already");
     let mut trained = stage("yarn");
     trained["trainingSteps"] = json!(100);
-    insta::assert_snapshot!(refusal(json!([trained])), @"");
+    insta::assert_snapshot!(refusal(json!([trained])), @"recipe: stages[0].trainingSteps: this build extends a context without training");
     let scaled = Bench::new(&fixture("llama-linear-rope"), "llama", json!([stage("yarn")]));
     scaled.run();
-    insta::assert_snapshot!(scaled.fault(), @"");
+    insta::assert_snapshot!(scaled.fault(), @"recipe: stages[0].method: context extension: the model's positions are scaled already (see rope_scaling or rope_parameters in its config.json)");
 }

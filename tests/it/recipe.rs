@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use factoryline::fault::{Fault, FaultClass};
-use factoryline::recipe::{self, Capabilities, MAX_BYTES, RecipeError, RecipeFile, StageSpec, hashes, json};
+use factoryline::recipe::{self, Capabilities, MAX_BYTES, RecipeError, RecipeFile, Severity, StageSpec, hashes, json};
 use factoryline::units::Sha;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -320,7 +320,9 @@ fn every_broken_recipe_says_where_why_and_what_to_do() {
 #[test]
 fn good_recipes_have_no_findings() {
     for path in own_examples().into_iter().chain(conformance()) {
-        let findings = recipe::check(read(&path).recipe());
+        let mut findings = recipe::check(read(&path).recipe());
+        // A note says what to expect; there is nothing to mend.
+        findings.retain(|finding| finding.severity != Severity::Note);
         assert!(findings.is_empty(), "{}: {findings:?}", path.display());
     }
 }

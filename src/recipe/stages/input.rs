@@ -57,12 +57,12 @@ choices! {
 }
 
 stage_type! {
-    /// Adds an encoder for another modality.
+    /// Adds an encoder for another modality, or checks the one the model has.
     Modality {
         required {
-            /// The sense to add.
+            /// The sense to add or to check.
             modality: ModalityKind,
-            /// Hub id or path of the encoder.
+            /// Hub id or path of the encoder; `own`: the one the model has.
             encoder_model: String,
         }
         optional {
