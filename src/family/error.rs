@@ -25,10 +25,10 @@ pub enum FamilyError {
     WrongShape { name: String, found: Vec<usize>, wanted: Vec<usize>, more: usize },
     #[error("config key {key} says {wanted} experts, tensor {tensor} is for {found}")]
     ExpertCount { key: String, wanted: usize, tensor: String, found: usize },
-    #[error("stacks of experts {} {:?} and {} {:?} lie in no layout this build knows for the family", names[0], found[0], names[1], found[1])]
-    Stacks { names: [String; 2], found: [Vec<usize>; 2], wanted: String },
-    #[error("tensors {} and {} both mean {meaning}", both[0], both[1])]
-    Twice { both: [String; 2], meaning: String },
+    #[error("stacks of experts {0} lie in no layout this build knows for the family")]
+    Stacks(Box<Misfit>),
+    #[error("tensors {first} and {second} both mean {meaning}")]
+    Twice { first: String, second: String, meaning: String },
     #[error("the config declares the {name}, but no tensor of the files belongs to it")]
     MissingPart { name: &'static str, prefixes: String },
     #[error("tensor {name} has {rows} rows, which {heads} heads cannot share")]
@@ -37,6 +37,22 @@ pub enum FamilyError {
     NotAModel { path: PathBuf },
     #[error(transparent)]
     Model(#[from] ModelError),
+}
+
+/// Two stacks of experts that no layout explains.
+#[derive(Debug)]
+pub struct Misfit {
+    pub(super) names: [String; 2],
+    pub(super) found: [Vec<usize>; 2],
+    /// Shapes that would do.
+    pub(super) wanted: String,
+}
+
+impl std::fmt::Display for Misfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ([gate_up, down], [first, second]) = (&self.names, &self.found);
+        write!(f, "{gate_up} {first:?} and {down} {second:?}")
+    }
 }
 
 fn others(more: usize, what: &str) -> String {
@@ -63,7 +79,7 @@ impl FamilyError {
             FamilyError::ExpertCount { .. } => {
                 Some("correct config.json, or take it from where the weights came from".to_owned())
             }
-            FamilyError::Stacks { wanted, .. } => Some(format!("its config asks for {wanted}")),
+            FamilyError::Stacks(misfit) => Some(format!("its config asks for {}", misfit.wanted)),
             FamilyError::Twice { .. } => Some("two copies of a model share the files: remove one".to_owned()),
             FamilyError::MissingPart { prefixes, .. } => {
                 Some(format!("its tensors begin with {prefixes}: a shard is missing, or the config is another model's"))

@@ -46,8 +46,8 @@ pub(super) fn locate(
     let mut by_name: HashMap<&str, usize> = HashMap::with_capacity(names.len());
     for (at, name) in names.iter().enumerate() {
         if let Some(other) = by_name.insert(name, at) {
-            let both = [metas[other].name.clone(), metas[at].name.clone()];
-            return Err(FamilyError::Twice { both, meaning: name.clone() });
+            let (first, second) = (metas[other].name.clone(), metas[at].name.clone());
+            return Err(FamilyError::Twice { first, second, meaning: name.clone() });
         }
     }
     let mut search = Search { metas, names: &names, by_name, found: HashMap::new(), entries: Vec::new() };
@@ -141,12 +141,12 @@ impl<'a> Search<'a> {
             return Err(conventions.wrong_count(experts, router, rows));
         }
         let found = stacks::find(moe, &|name| self.meta(name), conventions.layouts).map_err(|error| match error {
-            FamilyError::Stacks { names, found, .. } if found.iter().all(|shape| shape[0] != experts) => {
+            FamilyError::Stacks(misfit) if misfit.found.iter().all(|shape| shape[0] != experts) => {
                 FamilyError::ExpertCount {
                     key: conventions.expert_key.to_owned(),
                     wanted: experts,
-                    tensor: names[0].clone(),
-                    found: found[0][0],
+                    tensor: misfit.names[0].clone(),
+                    found: misfit.found[0][0],
                 }
             }
             other => other,

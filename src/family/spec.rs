@@ -191,6 +191,7 @@ pub struct MoeSpec {
 }
 
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one per block")]
 pub enum FfnSpec {
     Dense(MlpSpec),
     Moe(MoeSpec),

@@ -7,6 +7,7 @@
 //! `[I, H]` cannot both fit: the first pair needs 2I = H to be read either way, the second H = I.
 
 use super::FamilyError;
+use super::error::Misfit;
 use super::role::Part;
 use super::spec::{LinearSpec, MoeSpec};
 use super::view::{Entry, Take, scales_of};
@@ -195,10 +196,10 @@ fn layout(
             let [first, second] = layout.shapes(inner, hidden).map(of);
             format!("{first:?} and {second:?}")
         };
-        FamilyError::Stacks {
+        FamilyError::Stacks(Box::new(Misfit {
             names: [gate_up.name.clone(), down.name.clone()],
             found: [gate_up.shape.clone(), down.shape.clone()],
             wanted: accepted.iter().map(shapes).collect::<Vec<_>>().join(", or "),
-        }
+        }))
     })
 }
