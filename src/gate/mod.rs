@@ -37,6 +37,9 @@ pub enum GateError {
     /// A tower, a token id or a key that the model's config declares is not what it must be.
     #[error("{model}: {why}")]
     Senses { model: PathBuf, why: String },
+    /// A stage changed what the senses of the model besides text rest on.
+    #[error("{subject}: {why}")]
+    Touched { subject: String, why: String },
     /// A weight is NaN or infinite; it came so from the source.
     #[error("{subject}: tensor {tensor}, element {element} is not finite")]
     NonFinite { subject: String, tensor: String, element: usize },
@@ -67,7 +70,7 @@ impl From<GateError> for Fault {
     fn from(error: GateError) -> Fault {
         let message = error.to_string();
         match error {
-            GateError::Changed { .. } => Fault::internal(message)
+            GateError::Changed { .. } | GateError::Touched { .. } => Fault::internal(message)
                 .hint("the artifact is not shipped; report this with the recipe and the source's config.json"),
             GateError::Senses { .. } => Fault::source(message)
                 .hint("the model is incomplete or its config.json is another model's: fetch it again"),

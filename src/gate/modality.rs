@@ -210,8 +210,8 @@ pub fn senses_unchanged(source: &OpenModel, output: &OpenModel, subject: &str) -
         match after.iter().find(|is| is.name == was.name) {
             Some(is) if is == was => {}
             Some(is) if is.is_zero => {
-                let why = format!("zeroed tower: every value of the {} is zero", was.name);
-                return Err(GateError::changed(subject, &format!("of the {}", was.name), &why));
+                let why = format!("zeroed tower: every value of the {} is zero, the source's is not", was.name);
+                return Err(touched(subject, why));
             }
             _ => return Err(first_difference(source, output, &was.name, subject)?),
         }
@@ -224,6 +224,10 @@ pub fn senses_unchanged(source: &OpenModel, output: &OpenModel, subject: &str) -
         evidence = evidence.with(&fingerprint.name, fingerprint.sha256.tagged());
     }
     Ok(Some(evidence))
+}
+
+fn touched(subject: &str, why: String) -> GateError {
+    GateError::Touched { subject: subject.to_owned(), why }
 }
 
 /// The first tensor of a part that is not the same on both sides.
@@ -242,7 +246,7 @@ fn first_difference(source: &OpenModel, output: &OpenModel, part: &str, subject:
             return Ok(changed(if is_zero { "is zeroed in the output" } else { "has other bytes in the output" }));
         }
     }
-    Ok(GateError::changed(subject, &format!("of the {part}"), "is not the source's: the output has more tensors of it"))
+    Ok(touched(subject, format!("the output has more tensors of the {part} than the source")))
 }
 
 /// Compares the rows of the ids in embedding and head; returns how many rows that were.
@@ -280,8 +284,8 @@ fn same_keys(source: &OpenModel, output: &OpenModel, subject: &str) -> Result<us
         None => Ok(before.len()),
         Some(key) => {
             let shown = |keys: &BTreeMap<String, Value>| keys.get(key).map_or("absent".to_owned(), Value::to_string);
-            let why = format!("is {} in the output's config.json, {} in the source's", shown(&after), shown(&before));
-            Err(GateError::changed(subject, &format!("(key {key})"), &why))
+            let (is, was) = (shown(&after), shown(&before));
+            Err(touched(subject, format!("config key {key} is {is}, the source has {was}")))
         }
     }
 }

@@ -9,6 +9,7 @@ mod heads;
 mod house_rules;
 mod layouts;
 mod line;
+mod modality;
 mod model_files;
 mod node;
 mod observe;
