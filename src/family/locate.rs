@@ -198,8 +198,18 @@ impl<'a> Search<'a> {
     fn carried(&mut self, spec: &ModelSpec) -> Result<(), FamilyError> {
         for (part, carried) in spec.carried.iter().enumerate() {
             let mut any = false;
-            for (at, _) in self.names.iter().enumerate().filter(|(_, name)| carried.holds(name)) {
+            for (at, name) in self.names.iter().enumerate().filter(|(_, name)| carried.holds(name)) {
                 any = true;
+                // Whoever cuts experts out of the model would leave these as they are, and the result inconsistent.
+                if spec.experts().is_some() && name.contains(".experts.") && !self.found.contains_key(&at) {
+                    return Err(FamilyError::Unsupported {
+                        what: format!(
+                            "tensor {}: experts of the {} that its config does not declare",
+                            name, carried.name
+                        ),
+                        supported: "carried parts with as many mixtures as the config says".to_owned(),
+                    });
+                }
                 let finding = Finding { holding: Holding::Carried { part }, experts: ExpertAxis::Apart, kind: None };
                 self.found.entry(at).or_insert(finding);
             }

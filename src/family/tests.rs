@@ -88,8 +88,8 @@ fn what_cannot_be_computed_is_refused_by_name() {
     let fault = refused(("hidden_act", json!("gelu")));
     insta::assert_snapshot!(fault, @r#"config key hidden_act = "gelu" is not supported"#);
     assert_eq!(fault.hint.as_deref(), Some("supported: silu"));
-    let fault = refused(("rope_scaling", json!({"rope_type": "dynamic"})));
-    insta::assert_snapshot!(fault, @r#"rope scaling "dynamic" is not supported"#);
+    let fault = refused(("rope_scaling", json!({"rope_type": "spiral"})));
+    insta::assert_snapshot!(fault, @r#"rope scaling "spiral" is not supported"#);
     let fault = refused(("model_type", json!("bert")));
     insta::assert_snapshot!(fault, @r#"model type "bert" is not one this build knows"#);
     assert!(fault.hint.is_some_and(|h| h.contains("llama")));
@@ -260,4 +260,32 @@ fn the_example_family_in_the_documentation_is_the_real_one() {
     let (page, file) = (include_str!("../../docs/ARCHITECTURE.md"), include_str!("olmoe.rs"));
     let (_, code) = file.split_once("pub struct").unwrap();
     assert!(page.contains(code.trim_end()), "docs/ARCHITECTURE.md quotes another src/family/olmoe.rs");
+}
+
+/// Totals of the published weight files, from configs with the published geometry.
+#[test]
+fn published_geometry_gives_the_published_number_of_parameters() {
+    let mixture = |kind: &str, [layers, hidden, inner, heads, kv_heads, vocab]: [usize; 6], experts: (usize, usize)| {
+        json!({"model_type": kind, "num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": inner,
+            "moe_intermediate_size": inner, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+            "vocab_size": vocab, "num_local_experts": experts.0, "num_experts_per_tok": experts.1})
+    };
+    let with = |mut config: Value, keys: Value| {
+        for (key, value) in keys.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        config
+    };
+    let count = |config: Value| {
+        let config = Config::from_value(Path::new("config.json"), config).unwrap();
+        of_config(&config).unwrap().spec(&config).unwrap().parameters()
+    };
+    assert_eq!(count(mixture("mixtral", [32, 4096, 14336, 32, 8, 32000], (8, 2))), 46_702_792_704);
+    assert_eq!(count(mixture("olmoe", [16, 2048, 1024, 16, 16, 50304], (64, 8))), 6_919_161_856);
+    let biases = json!({"attention_bias": true, "lm_head_bias": true});
+    assert_eq!(count(with(mixture("phimoe", [32, 4096, 6400, 32, 8, 32064], (16, 2)), biases)), 41_873_153_344);
+    let wide = json!({"head_dim": 128});
+    let qwen = [48, 2048, 768, 32, 4, 151_936];
+    assert_eq!(count(with(mixture("qwen3_moe", qwen, (128, 8)), wide.clone())), 30_532_122_624);
+    assert_eq!(count(with(mixture("qwen3_vl_moe", qwen, (128, 8)), wide)), 30_532_122_624);
 }

@@ -62,7 +62,7 @@ fn scores_and_retained_sets_are_those_of_an_observer_that_computes_everything() 
                 }
                 for (keep, experts) in theirs["kept"][metric.as_str()].as_object().unwrap() {
                     let top = Top { layer, keep: keep.parse().unwrap(), top_k: moe.top_k, groups: groups(moe) };
-                    if top.groups.count > 1 && (top.keep % top.groups.count != 0) {
+                    if top.groups.count > 1 && !top.keep.is_multiple_of(top.groups.count) {
                         continue;
                     }
                     let kept = keep_top(top, &metric.as_rank(scores.clone())).unwrap();

@@ -121,6 +121,16 @@ fn experts_of_a_carried_head_are_numbered_like_those_of_blocks() {
 }
 
 #[test]
+fn experts_of_a_carried_part_that_nobody_declared_are_not_passed_over() {
+    let mut model = spec(vec![draft_head()]);
+    model.blocks[0].ffn = crate::family::FfnSpec::Moe(mixture("model.layers.0", (2, 6, 8)));
+    let stray = headers(&[("mtp.layers.1.mlp.experts.0.up_proj.weight", &[6, 8])]);
+    model.carried[0].mixtures.clear();
+    let error = locate(&stray, &model, &OPEN).err().unwrap().to_string();
+    assert!(error.contains("mtp.layers.1.mlp.experts.0.up_proj.weight") && error.contains("draft head"), "{error}");
+}
+
+#[test]
 fn what_files_and_config_disagree_about_is_named() {
     let tower = |required| Carried {
         name: "vision tower",
