@@ -174,9 +174,9 @@ impl<'a> Search<'a> {
     }
 
     fn carried_mixture(&mut self, mixture: MixtureId, part: usize, moe: &MoeSpec) -> Result<(), FamilyError> {
-        let stacked: Vec<&str> = self.entries.iter().map(|entry| entry.name.as_str()).collect();
+        let stacked: HashSet<&str> = self.entries.iter().map(|entry| entry.name.as_str()).collect();
         let expected = tensors_of(mixture, moe);
-        let lacks = |tensor: &&Expected| self.meta(&tensor.name).is_none() && !stacked.contains(&tensor.name.as_str());
+        let lacks = |tensor: &&Expected| self.meta(&tensor.name).is_none() && !stacked.contains(tensor.name.as_str());
         if let Some(first) = expected.iter().find(lacks) {
             let (name, wanted) = (first.name.clone(), first.shape.clone());
             return Err(FamilyError::MissingTensor { name, wanted, more: 0 });
