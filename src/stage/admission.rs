@@ -102,6 +102,12 @@ pub fn capabilities() -> Capabilities {
         quant_formats: vec!["gguf".into()],
         quant_types: QUANT_TYPES.map(str::to_owned).to_vec(),
         architectures: FAMILIES.iter().flat_map(|f| f.model_types()).map(|&t| t.to_owned()).collect(),
+        gguf_architectures: FAMILIES
+            .iter()
+            .filter(|family| family.gguf().is_some())
+            .flat_map(|family| family.model_types())
+            .map(|&name| name.to_owned())
+            .collect(),
     }
 }
 
@@ -282,11 +288,17 @@ impl<'a> Admission<'a> {
     }
 }
 
-/// Everything admission has to say about a recipe on this machine, without hashing the inputs.
-pub fn check_recipe(file: &RecipeFile, node: &Node, layout: &Layout) -> Vec<Finding> {
+/// Everything admission has to say about a recipe on this machine, without hashing the inputs; each finding with whose
+/// job it is to mend it.
+pub fn examine(file: &RecipeFile, node: &Node, layout: &Layout) -> Vec<(FaultClass, Finding)> {
     let mut admission = Admission::new(file, node, layout);
     admission.run(layout);
-    admission.findings.into_iter().map(|(_, finding)| finding).collect()
+    admission.findings
+}
+
+/// The findings of [`examine`].
+pub fn check_recipe(file: &RecipeFile, node: &Node, layout: &Layout) -> Vec<Finding> {
+    examine(file, node, layout).into_iter().map(|(_, finding)| finding).collect()
 }
 
 /// The plan of a part: every default resolved, every input found, opened, sized and hashed. `part` is its base name.

@@ -23,7 +23,7 @@ mod run;
 use crate::fault::Outcome;
 use crate::recipe::{PlannedStage, StageSpec};
 
-pub use admission::{Admission, Place, PlannedArtifact, Refusal, capabilities, check_recipe, plan_recipe};
+pub use admission::{Admission, Place, PlannedArtifact, Refusal, capabilities, check_recipe, examine, plan_recipe};
 pub use checkpoint::{CHECKPOINT_FILE, Checkpoint, Checkpoints, OutputFile};
 pub use context::{StageContext, pass_options};
 pub use crash::crash_point;

@@ -288,6 +288,7 @@ fn verdict(path: &Path) -> String {
         quant_formats: names(&["gguf"]),
         quant_types: names(&["F16", "Q8_0", "Q4_0"]),
         architectures: names(&["llama", "qwen3_moe"]),
+        gguf_architectures: names(&["llama", "qwen3_moe"]),
     };
     let bytes = std::fs::read(path).unwrap();
     let lines: Vec<String> = match RecipeFile::parse(bytes, Path::new("r.json")) {

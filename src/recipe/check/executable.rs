@@ -3,7 +3,7 @@
 use crate::recipe::finding::{Finding, suggest};
 use crate::recipe::json::excerpt;
 use crate::recipe::root::Recipe;
-use crate::recipe::stages::StageSpec;
+use crate::recipe::stages::{QuantFormat, StageSpec};
 
 /// What a build can execute, by the names recipes use. An empty list is not checked against.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct Capabilities {
     pub quant_types: Vec<String>,
     /// `source.architecture`: the model types of the families.
     pub architectures: Vec<String>,
+    /// Those of them that can be written as GGUF.
+    pub gguf_architectures: Vec<String>,
 }
 
 const STAGE: &str = "stage";
@@ -51,6 +53,10 @@ pub fn check_executable(recipe: &Recipe, can: &Capabilities) -> Vec<Finding> {
         match stage {
             StageSpec::Quant(quant) => {
                 want(&can.quant_formats, quant.format.as_str(), format!("{at}.format"), "quantization format");
+                let architecture = &recipe.source.architecture;
+                if quant.format == QuantFormat::Gguf && can.architectures.contains(architecture) {
+                    want(&can.gguf_architectures, architecture, format!("{at}.format"), "GGUF writer for architecture");
+                }
                 for (j, name) in quant.quant_types.iter().enumerate() {
                     want(&can.quant_types, name, format!("{at}.quantTypes[{j}]"), "quantization type");
                 }

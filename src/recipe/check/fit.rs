@@ -9,13 +9,14 @@ use crate::recipe::root::{AlloySource, Recipe};
 use crate::recipe::stages::{Quant, StageSpec};
 
 /// Above this share of the limit no room is left to speak of for the context.
-const TIGHT: f64 = 0.95;
+pub(super) const TIGHT: f64 = 0.95;
 
 pub(super) fn check(recipe: &Recipe) -> Vec<Finding> {
     let mut findings = Vec::new();
     let criteria = recipe.acceptance_criteria.as_ref();
     let memory = criteria.and_then(|c| c.hardware.as_ref()).and_then(|h| h.max_vram_gb);
     let size = criteria.and_then(|c| c.size.as_ref()).and_then(|s| s.max_gb);
+    findings.extend(memory.and_then(|limit| unquantized(recipe, limit)));
     for (i, stage) in recipe.stages.iter().enumerate() {
         let StageSpec::Quant(quant) = stage else { continue };
         let Some(params_b) = params_after(recipe, i) else { continue };
@@ -28,6 +29,27 @@ pub(super) fn check(recipe: &Recipe) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Without a `quant` stage the result has 16 bits per weight.
+fn unquantized(recipe: &Recipe, limit_gb: f64) -> Option<Finding> {
+    let changes = |stage: &StageSpec| matches!(stage, StageSpec::ExpertPrune(_) | StageSpec::Prune(_));
+    if !recipe.stages.iter().any(changes) || recipe.stages.iter().any(|stage| matches!(stage, StageSpec::Quant(_))) {
+        return None;
+    }
+    let params_b = params_after(recipe, recipe.stages.len())?;
+    let (needed, limit) = (params_b * 2.0, plain(limit_gb));
+    let key = "acceptanceCriteria.hardware.maxVramGb";
+    let (weights, needed_text) = (rounded(params_b), rounded(needed));
+    if needed > limit_gb {
+        let message = format!("{weights} billion weights in 16 bits take {needed_text} GB, maxVramGb is {limit}");
+        Some(Finding::error(key, message).hint("add a `quant` stage, keep less of the model, or raise the limit"))
+    } else if needed > limit_gb * TIGHT {
+        let message = format!("hardly any of the {limit} GB is left for the context: 16 bits take {needed_text} GB");
+        Some(Finding::warning(key, message).hint("a `quant` stage, or more pruning, leaves room"))
+    } else {
+        None
+    }
 }
 
 /// One finding when none of the files fits, or some do not, or all that fit are tight; nothing when a type is not in
@@ -78,7 +100,7 @@ fn smaller_type(params_b: f64, limit_gb: f64) -> String {
 }
 
 /// Two decimals below ten, one above.
-fn rounded(x: f64) -> String {
+pub(super) fn rounded(x: f64) -> String {
     let digits = if x < 10.0 { 100.0 } else { 10.0 };
     plain((x * digits).round() / digits)
 }

@@ -2,9 +2,10 @@
 //!
 //! Enters: a recipe as read. Leaves: findings with key, severity and next step. Each file here is one question:
 //! are the single values possible ([`values`]), do the facts about the source agree ([`source`]), do the stages follow
-//! from each other ([`flow`]), can the criteria be met ([`criteria`]), do the files fit the memory ([`fit`]), and can
-//! this build execute it ([`executable`]).
+//! from each other ([`flow`]), can the criteria be met ([`criteria`]), do the files fit the memory ([`fit`]), do names,
+//! descriptions and counts follow from the keys ([`claims`]), and can this build execute it ([`executable`]).
 
+mod claims;
 mod criteria;
 mod executable;
 mod fit;
@@ -28,7 +29,7 @@ pub fn check(recipe: &Recipe) -> Vec<Finding> {
         let message = format!("{} stages are more than the {MAX_STAGES} a recipe may have", recipe.stages.len());
         return vec![Finding::error("stages", message).hint("the file is damaged or not a recipe")];
     }
-    let questions = [values::check, source::check, flow::check, criteria::check, fit::check];
+    let questions = [values::check, source::check, flow::check, criteria::check, fit::check, claims::check];
     questions.into_iter().flat_map(|question| question(recipe)).collect()
 }
 

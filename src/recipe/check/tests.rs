@@ -103,3 +103,40 @@ fn refusal_gathers_the_errors_and_leaves_the_rest() {
     assert_eq!(fault.one_line(), "2 errors: b: wrong; also wrong");
     assert_eq!(fault.hint.as_deref(), Some("mend b"));
 }
+
+#[test]
+fn gguf_is_refused_where_this_build_writes_none_of_the_architecture() {
+    let can = |gguf: &[&str]| Capabilities {
+        architectures: vec!["qwen3_moe".into(), "other".into()],
+        gguf_architectures: gguf.iter().map(|&name| name.to_owned()).collect(),
+        ..Capabilities::default()
+    };
+    let file = read(&coder());
+    assert_eq!(check_executable(&file, &can(&["qwen3_moe"])), []);
+    let findings = check_executable(&file, &can(&["other"]));
+    assert_eq!(findings.len(), 1);
+    assert_eq!(
+        findings[0].to_string(),
+        "error stages[2].format: this build has no GGUF writer for architecture `qwen3_moe` (known: other)"
+    );
+}
+
+#[test]
+fn sixteen_bits_count_where_nothing_is_quantized() {
+    let mut recipe = coder();
+    recipe["stages"].as_array_mut().unwrap().pop();
+    let with_limit = |gb: u32| {
+        let mut recipe = recipe.clone();
+        recipe["acceptanceCriteria"] = json!({ "hardware": { "maxVramGb": gb } });
+        check(&read(&recipe))
+    };
+    assert_eq!(with_limit(48), []);
+    let tight = with_limit(40);
+    assert!(tight.len() == 1 && !tight[0].is_error(), "{tight:?}");
+    let small = with_limit(24);
+    assert_eq!(small.len(), 1);
+    assert_eq!(
+        (small[0].is_error(), small[0].message.as_str()),
+        (true, "19.6 billion weights in 16 bits take 39.3 GB, maxVramGb is 24")
+    );
+}
