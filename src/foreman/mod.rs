@@ -5,6 +5,7 @@
 //! files as everybody else; files are moved only through the `line` room. One file per verb under `commands/`.
 
 pub mod board;
+mod catalog;
 mod cli;
 mod commands;
 mod desk;

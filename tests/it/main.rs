@@ -1,4 +1,5 @@
 //! Behaviour through the public doors, one binary.
+mod catalog;
 mod context;
 mod crash;
 mod daemon;

@@ -32,6 +32,7 @@ macro_rules! verbs {
 verbs! {
     init => Init,
     enqueue => Enqueue,
+    seed => Seed,
     check => Check,
     plan => Plan,
     run => Run,

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 mod board;
 mod demo;
 mod output;
+mod seed;
 mod verbs;
 
 /// A line in a temporary folder, and the command.

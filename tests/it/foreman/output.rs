@@ -92,6 +92,7 @@ fn the_top_level_help() {
     Commands:
       init         Make a folder into a line: its stations and a commented factory_node.toml
       enqueue      Put recipes into intake
+      seed         Put the catalogue's recipes into intake
       check        Check recipes as admission would, one line per finding
       plan         Show the resolved plan of a recipe: inputs found and hashed, defaults, predictions
       run          Work the line in the foreground, with live progress
