@@ -11,7 +11,7 @@ use factoryline::family::{
 use factoryline::model::{Dtype, TensorSource};
 use serde_json::{Value, json};
 
-use crate::oracle::{fixtures, logits, mixture, reference, rewritten, worst};
+use crate::oracle::{fixtures, logits, mixture, reference, rewritten, worst, write_gguf};
 
 /// `…experts` of a mixture.
 fn prefix(moe: &MoeSpec) -> String {
@@ -282,4 +282,21 @@ fn towers_go_along_under_their_own_names() {
     }
     let text = refusal(dressed("qwen2_5_omni", &below, &["thinker.visual.a", "thinker.audio.b"], &towers).path());
     assert!(text.contains("declares the audio tower"), "{text}");
+}
+
+#[test]
+fn a_gguf_file_is_mapped_like_any_other() {
+    let path = mixture();
+    let source = family::open(&path).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("tiny.gguf");
+    write_gguf(&source, &file);
+    let model = family::open(&file).unwrap();
+    assert!(model.storage().tensors().iter().all(|tensor| tensor.holding != Holding::Unknown));
+    let held = |name: &str| model.storage().get(name).unwrap().clone();
+    let (experts, layout) = (ExpertAxis::Rows { mixture: MixtureId::Layer(0) }, StackLayout::OutIn);
+    let up = held("blk.0.ffn_up_exps.weight");
+    assert_eq!(up.holding, Holding::Stack { layer: 0, parts: &[Part::Up], bias: false, layout });
+    assert_eq!((up.experts, held("blk.0.ffn_gate_inp.weight").experts), (experts, experts));
+    assert_eq!(held("blk.0.attn_q.weight").experts, ExpertAxis::Apart);
 }

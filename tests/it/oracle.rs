@@ -159,7 +159,7 @@ fn logits_equal_transformers_however_they_are_computed() {
 }
 
 /// Writes a model as an F32 GGUF file, without vocabulary.
-fn write_gguf(model: &OpenModel, path: &Path) {
+pub fn write_gguf(model: &OpenModel, path: &Path) {
     let metadata = family::gguf_metadata(&model.spec, &model.config, "tiny").unwrap();
     let tensors = family::gguf_tensors(&model.spec).unwrap();
     let declared = tensors.iter().map(|t| DeclaredTensor::new(&t.name, Dtype::F32, t.shape.clone())).collect();
