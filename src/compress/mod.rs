@@ -15,6 +15,7 @@ mod heads;
 mod importance;
 mod metric;
 mod quant_gguf;
+mod router_kd;
 mod selection;
 mod weight_scores;
 
@@ -35,6 +36,7 @@ pub use heads::{
 pub use importance::{COUNTS_VERSION, IMPORTANCE_FILE, Importance, METRIC_VERSION, PerLayer, UnderObserved};
 pub use metric::Metric;
 pub use quant_gguf::{PlannedTensor, QUANT_TYPES, QuantPlan, plan_quant, quant_type, write_gguf};
+pub use router_kd::{KD_TOKENS, Recalibration, recalibrate};
 pub use selection::{Groups, Kept, Top, choose_experts, groups, keep_top, survivors};
 
 /// Called with the bytes finished so far; the caller knows the total from the plan.

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::EngineError;
 use super::backend::Backend;
 use super::block::{Linear, Mlp, Setting};
+use super::imitation;
 use super::observer::{ExpertOutputs, Observer, Routing};
 use super::routing::{Choices, Router};
 use super::variant::narrowed;
@@ -94,11 +95,16 @@ impl<B: Backend> Mixture<B> {
                 out = backend.add_rows(out, &tokens.rows, &tokens.weights, &y)?;
             }
         }
+        imitation::show(self, cx, spec, x, &out, observers)?;
         Ok(out)
     }
 
+    pub fn expert(&self, number: usize) -> &Mlp<B> {
+        &self.experts[number]
+    }
+
     /// The router's choices; those of a variant are made among its survivors as if there were no others.
-    fn route(&self, cx: &Setting<'_, B>, spec: &MoeSpec, x: &B::Rows) -> Result<Choices> {
+    pub fn route(&self, cx: &Setting<'_, B>, spec: &MoeSpec, x: &B::Rows) -> Result<Choices> {
         let experts = spec.experts.len();
         let (rule, top_k, scale) = (spec.rule, spec.top_k, spec.scale as f32);
         let Some(change) = cx.change else {

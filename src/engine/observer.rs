@@ -1,6 +1,7 @@
 //! Observers: callers that look on while a pass runs. They see values, they cannot change them.
 
 use super::batch::Batch;
+pub use super::imitation::Imitation;
 use crate::family::AttentionSpec;
 
 /// What the router of one mixture block chose for the tokens of one micro-batch.
@@ -57,6 +58,15 @@ pub trait Observer {
 
     /// One expert has computed the tokens of a micro-batch that were routed to it; experts come in ascending order.
     fn expert_outputs(&mut self, _outputs: &ExpertOutputs<'_>) {}
+
+    /// The experts of a block, ascending, whose imitation of the whole mixture this observer wants to see (it costs a
+    /// second routing and the work of their experts).
+    fn survivors(&self, _layer: usize) -> Option<&[u32]> {
+        None
+    }
+
+    /// What the survivors would do for some rows of a micro-batch.
+    fn imitation(&mut self, _imitation: &Imitation<'_>) {}
 
     /// True to be given [`Observer::block_input`] (it costs a copy of the hidden states).
     fn wants_block_inputs(&self) -> bool {

@@ -82,6 +82,16 @@ pub struct Storage {
 }
 
 impl Storage {
+    /// The tensors a specification asks for, as if they lay in files one by one, under the specification's own names.
+    pub fn of_spec(spec: &ModelSpec) -> Self {
+        let mut storage = Storage::default();
+        for tensor in spec.tensors() {
+            let (experts, kind) = axis_of(tensor.role);
+            storage.push(StoredTensor { name: tensor.name, holding: Holding::Tensor(tensor.role), experts }, kind);
+        }
+        storage
+    }
+
     /// Every tensor of the files once.
     pub fn tensors(&self) -> &[StoredTensor] {
         &self.tensors

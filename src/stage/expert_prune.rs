@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::calibration::{held_out, profile_before};
+use super::calibration::{calibration, held_out, profile_before};
 use super::prune_choice::{Choice, choose, metrics};
+use super::prune_healing::heal;
 use super::prune_metadata::{self, About, METADATA_FILE};
 use super::{Admission, Artifact, Place, Product, Span, Stage, StageContext, predict};
 use crate::compress::{Importance, PrunePlan, PruneReport, TensorFate, groups, rewrite};
@@ -83,7 +84,8 @@ impl Stage for ExpertPrune {
         let model = cx.open_model()?;
         let table = importance_path(cx, &prune, planned)?;
         let importance = table.as_deref().map(Importance::read).transpose()?;
-        let of_profile = profile_before(cx, planned)?.map(|(_, profile)| profile.metric());
+        let profile = profile_before(cx, planned)?;
+        let of_profile = profile.as_ref().map(|(_, profile)| profile.metric());
         let text = held_out(cx, &model, planned, &prune)?.filter(|text| !text.sequences.is_empty());
         if text.is_none() && prune.needs_held_out() {
             return Err(
@@ -91,12 +93,19 @@ impl Stage for ExpertPrune {
             );
         }
         let candidates = metrics(&prune, of_profile)?;
-        let estimate = span.part(0.0, 0.3);
-        let choice =
+        let estimate = span.part(0.0, if prune.router_kd() { 0.2 } else { 0.3 });
+        let mut choice =
             choose(&model, &candidates, importance.as_ref(), keep as usize, text.as_ref(), &cx.pass, estimate)?;
+        if let (true, Some(text), Some((stage, profile))) = (prune.router_kd(), &text, &profile) {
+            let (split, _) = calibration(cx, &model, stage, profile, &|_| ())?;
+            heal(&model, &mut choice, &split.profiled, text, &cx.pass, span.part(0.2, 0.3))?;
+        }
         let damage = choice.judge(&prune, out_name)?;
         let experts = model.spec.experts().map_or(0, |(experts, _)| experts);
-        let plan = PrunePlan::new(model.storage(), experts, choice.kept.clone());
+        let mut plan = PrunePlan::new(model.storage(), experts, choice.kept.clone());
+        if let Some(healing) = &choice.healing {
+            plan.recompute_routers(&model, &healing.routers)?;
+        }
         let out = cx.fresh_dir(out_name)?;
         let total = plan.bytes_out(model.stored.metas());
         let write = span.part(0.3, 0.7);
@@ -290,7 +299,7 @@ fn carry(model: &OpenModel, plan: &PrunePlan, out: &Path) -> Outcome<Vec<PathBuf
 }
 
 /// Where every tensor of the output must come from, in source order.
-fn lineage(plan: &PrunePlan, metas: &[TensorMeta]) -> Vec<Lineage> {
+pub fn prune_lineage(plan: &PrunePlan, metas: &[TensorMeta]) -> Vec<Lineage> {
     let line = |meta: &TensorMeta| {
         let (output, part) = match plan.fate(&meta.name) {
             TensorFate::Dropped => return None,
@@ -314,7 +323,7 @@ fn inspect(
 ) -> Outcome<(Vec<gate::Evidence>, OpenModel)> {
     let expected = with_experts(model.spec.clone(), plan.keep);
     let (pruned, reloaded) = gate::reopen(&cx.work.join(out_name), out_name, &expected)?;
-    let lineage = lineage(plan, model.stored.metas());
+    let lineage = prune_lineage(plan, model.stored.metas());
     let total = plan.bytes_out(model.stored.metas());
     let proof = span.part(0.7, 0.85);
     let compared = std::sync::atomic::AtomicU64::new(0);

@@ -17,6 +17,7 @@ mod predict;
 mod product;
 mod progress;
 mod prune_choice;
+mod prune_healing;
 mod prune_metadata;
 mod run;
 
@@ -28,6 +29,7 @@ pub use checkpoint::{CHECKPOINT_FILE, Checkpoint, Checkpoints, OutputFile};
 pub use context::{StageContext, pass_options};
 pub use crash::crash_point;
 pub use durable::replace_file;
+pub use expert_prune::prune_lineage;
 pub use package::ARTIFACT_DIR;
 pub use product::{Artifact, LAYER_IMPORTANCE, Measurement, Product};
 pub use progress::{Listener, Progress, Span, peak_rss_bytes};

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Span;
 use super::calibration::HeldOut;
+use super::prune_healing::Healing;
 use crate::assay::{Divergence, divergence};
 use crate::compress::{Importance, Kept, Metric, choose_experts, survivors};
 use crate::engine::{PassOptions, PassProgress, Variant};
@@ -33,6 +34,8 @@ pub(super) struct Choice {
     pub candidates: Vec<Candidate>,
     /// Which text the damage was measured on.
     pub held_out: Option<String>,
+    /// What router-kd found, when the recipe asked for it.
+    pub healing: Option<Healing>,
 }
 
 /// Chooses experts by the prune's ranking, on `held_out` text where there is some.
@@ -63,6 +66,7 @@ pub(super) fn choose(
         damage: best.damage,
         candidates,
         held_out: held_out.map(|text| text.origin.clone()),
+        healing: None,
     })
 }
 
@@ -120,6 +124,10 @@ impl Choice {
             .with("metric", self.metric.as_str())
             .with("same_top", damage.same_top)
             .with("held_out", self.held_out.clone());
+        let evidence = match &self.healing {
+            Some(healing) => evidence.with("router_kd", healing.figures()),
+            None => evidence,
+        };
         Ok(Some(if self.candidates.len() > 1 { evidence.with("candidates", self.table()) } else { evidence }))
     }
 

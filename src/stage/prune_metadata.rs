@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::StageContext;
 use super::prune_choice::Choice;
+use super::prune_healing::Healing;
 use crate::compress::{Importance, PrunePlan, PruneReport};
 use crate::family::{Holding, MixtureId, OpenModel};
 use crate::fault::{Fault, Outcome};
@@ -48,6 +49,7 @@ pub(super) fn write(cx: &StageContext<'_>, about: &About<'_>, started: &str, out
         },
         "selection": selection(about)?,
         "damage": about.choice.damage,
+        "router_kd": about.choice.healing.as_ref().map(Healing::figures),
         "tensors": {
             "kept_unchanged": counts.kept_unchanged,
             "kept_renamed": counts.kept_renamed,
