@@ -11,7 +11,7 @@ use crate::family::{MixtureId, MoeSpec, OpenModel, RoutingRule};
 pub type Kept = BTreeMap<MixtureId, Vec<usize>>;
 
 /// The experts that stay in every mixture of `model`: the `keep` best by `metric`. A mixture that no pass runs (that of
-/// a draft head, carried along) is ranked by its own weights: by `metric` if that needs no table, else by its router.
+/// a draft head, carried along) is ranked by its router; one whose tensors were not published is left out.
 ///
 /// # Errors
 /// A dense model, a table that is not this model's or lacks the score, a count that cannot be kept (see [`keep_top`]).
@@ -33,10 +33,9 @@ pub fn choose_experts(
     }
     let weighed = Weighed::new(model);
     let choose = |(id, moe): (MixtureId, &MoeSpec)| {
-        let own = if metric.is_weight_only() { metric } else { Metric::RouterL2 };
         let (layer, metric) = match id {
             MixtureId::Layer(layer) => (layer, metric),
-            MixtureId::Carried { number, .. } => (number, own),
+            MixtureId::Carried { number, .. } => (number, Metric::RouterL2),
         };
         let known = importance.filter(|_| matches!(id, MixtureId::Layer(_)));
         let scores = match known.and_then(|table| table.scores(metric, layer)) {
@@ -46,7 +45,9 @@ pub fn choose_experts(
         let top = Top { layer, keep, top_k: moe.top_k, groups: groups(moe) };
         Ok((id, keep_top(top, &metric.as_rank(scores))?))
     };
-    model.spec.mixtures().map(choose).collect()
+    let is_there =
+        |id, moe: &MoeSpec| matches!(id, MixtureId::Layer(_)) || model.tensors.meta(&moe.router.weight).is_some();
+    model.spec.mixtures().filter(|(id, moe)| is_there(*id, moe)).map(choose).collect()
 }
 
 /// The survivors of the blocks, for a pass that runs without the others.
