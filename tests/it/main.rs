@@ -17,7 +17,6 @@ mod model_files;
 mod node;
 mod observe;
 mod oracle;
-mod ranking_table;
 mod recipe;
 mod stages;
 mod tokenizers;
