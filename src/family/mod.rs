@@ -56,6 +56,11 @@ pub trait Family: Sync {
     fn aliases(&self) -> &'static [Alias] {
         &[]
     }
+    /// Readers of its config take the head width from the key `head_dim`, so that it need not follow from the hidden size
+    /// and the number of heads.
+    fn says_head_width(&self) -> bool {
+        true
+    }
     /// The ways its stacks of experts may lie.
     fn layouts(&self) -> &'static [StackLayout] {
         &[StackLayout::OutIn, StackLayout::InOut]

@@ -28,6 +28,11 @@ impl Family for Qwen25Vl {
         Ok(spec)
     }
 
+    /// transformers divides the hidden size by the number of heads, whatever the config says.
+    fn says_head_width(&self) -> bool {
+        false
+    }
+
     fn aliases(&self) -> &'static [Alias] {
         &[Alias::Prefix("model.language_model.", "model."), Alias::Prefix("model.visual.", "visual.")]
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::rewrite::spans_heads;
 use super::{HeadScores, prunable};
 use crate::compress::CompressError;
-use crate::family::{AttentionSpec, ModelSpec};
+use crate::family::{AttentionSpec, ModelSpec, by_name};
 
 /// How a removed head leaves the tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,7 +230,8 @@ fn take(
 /// Whether heads can be sliced out of the model at all.
 ///
 /// # Errors
-/// Layers differ or have another mixer (the config has one number of heads for all), or a norm spans all heads.
+/// Layers differ or have another mixer (the config has one number of heads for all), a norm spans all heads, or readers of
+/// the family's config derive the head width from the number of heads.
 pub fn sliceable(spec: &ModelSpec) -> Result<(), CompressError> {
     let layers = prunable(spec);
     let shape = |a: &AttentionSpec| (a.heads, a.kv_heads, a.head_dim);
@@ -241,6 +242,12 @@ pub fn sliceable(spec: &ModelSpec) -> Result<(), CompressError> {
     if layers.iter().any(|(_, a)| spans_heads(&a.q_norm, a) || spans_heads(&a.k_norm, a)) {
         let reason = "defragMode slice would change the norm that this model takes over all heads together";
         return Err(refused(reason.to_owned(), "use defragMode pad"));
+    }
+    if by_name(spec.family).is_some_and(|family| !family.says_head_width()) {
+        let family = spec.family;
+        let reason =
+            format!("defragMode slice: readers of {family} take hidden_size ÷ num_attention_heads for head_dim");
+        return Err(refused(reason, "use defragMode pad"));
     }
     Ok(())
 }
@@ -308,6 +315,16 @@ mod tests {
         insta::assert_snapshot!(refused(HeadOptions { level: 0.4, ..slice }), @"head prune: level 0.4 removes nothing of 8 heads");
         insta::assert_snapshot!(refused(HeadOptions { min_kv_heads: 2, ..slice }), @"head prune: level 0.5 removes nothing of 8 heads");
         insta::assert_snapshot!(refused(HeadOptions { min_heads: 4, ..OPTIONS }), @"head prune: level 0.5 removes nothing of 8 heads");
+    }
+
+    #[test]
+    fn models_whose_config_cannot_say_it_are_not_sliced() {
+        let refused = |fixture: &str| sliceable(&spec(fixture)).unwrap_err().to_string();
+        insta::assert_snapshot!(refused("qwen2_5_vl"), @"head prune: defragMode slice: readers of qwen2_5_vl take hidden_size ÷ num_attention_heads for head_dim");
+        insta::assert_snapshot!(refused("olmoe"), @"head prune: defragMode slice would change the norm that this model takes over all heads together");
+        insta::assert_snapshot!(refused("qwen3_5"), @"head prune: defragMode slice needs the same attention in every layer: the config has one number of heads");
+        insta::assert_snapshot!(refused("deepseek_v2"), @"head prune: defragMode slice needs the same attention in every layer: the config has one number of heads");
+        sliceable(&spec("qwen3_vl")).unwrap();
     }
 
     #[test]
