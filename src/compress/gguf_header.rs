@@ -1,9 +1,9 @@
 //! The metadata of a GGUF file: what the model is, how its text is split, what type its matrices have.
 
-use super::{CompressError, QuantPlan};
+use super::{CompressError, ImportanceMatrix, QuantPlan};
 use crate::family::{self, OpenModel};
 use crate::model::export_gguf;
-use crate::model::gguf::{GgufValue, file_type};
+use crate::model::gguf::GgufValue;
 
 /// The fields of a header, in order.
 pub struct GgufMetadata {
@@ -17,11 +17,20 @@ pub struct GgufMetadata {
 ///
 /// # Errors
 /// A tokenizer that has no counterpart in GGUF: a file with another one would only show as worse quality.
-pub fn gguf_metadata(model: &OpenModel, plan: &QuantPlan, name: &str) -> Result<GgufMetadata, CompressError> {
+pub fn gguf_metadata(
+    model: &OpenModel,
+    plan: &QuantPlan,
+    importance: Option<&ImportanceMatrix>,
+    name: &str,
+) -> Result<GgufMetadata, CompressError> {
     let mut fields = family::gguf_metadata(&model.spec, &model.config, name)?;
     let mut warnings = family::gguf_warnings(&model.spec);
-    fields.push(("general.file_type".into(), file_type(plan.target).unwrap_or(0).into()));
+    fields.push(("general.file_type".into(), plan.mix.file_type.into()));
     fields.push(("general.quantization_version".into(), 2u32.into()));
+    if let Some(matrix) = importance {
+        fields.push(("quantize.imatrix.file".into(), matrix.file_name().into()));
+        fields.push(("quantize.imatrix.entries_count".into(), matrix.entries().into()));
+    }
     let tokenizer = tokenizer(model)?;
     if tokenizer.is_empty() {
         fields.push(("tokenizer.ggml.model".into(), "no_vocab".into()));

@@ -3,11 +3,11 @@
 
 use std::ops::Range;
 
-use super::CompressError;
 use super::quant_gguf::PlannedTensor;
+use super::{CompressError, ImportanceMatrix};
 use crate::codec::{codec_for, first_beyond};
 use crate::family::{GgufContent, permuted_row};
-use crate::model::{Dtype, TensorSource, transcode_rows};
+use crate::model::{Dtype, Encoding, TensorSource, transcode_rows};
 
 /// Elements one job encodes, about: large enough to amortise a task, small enough to balance two cores.
 const JOB_ELEMENTS: usize = 1 << 19;
@@ -16,7 +16,8 @@ const JOB_ELEMENTS: usize = 1 << 19;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Job<'a> {
     /// Rows (along the last dimension) of a tensor of the model, in another order within heads of `head_rows` rows.
-    Rows { source: &'a str, rows: Range<usize>, head_rows: Option<usize>, dtype: Dtype },
+    /// `importance`: of every column.
+    Rows { source: &'a str, rows: Range<usize>, head_rows: Option<usize>, dtype: Dtype, importance: Option<&'a [f32]> },
     /// A whole vector, stored as `F32`, in another order within heads of `head_rows` elements.
     Vector { source: &'a str, head_rows: Option<usize> },
     /// Values that come from no tensor, stored as `F32`.
@@ -24,7 +25,7 @@ pub(super) enum Job<'a> {
 }
 
 /// The jobs of one tensor, in the order of its data.
-pub(super) fn jobs_of(planned: &PlannedTensor) -> Vec<Job<'_>> {
+pub(super) fn jobs_of<'a>(planned: &'a PlannedTensor, importance: Option<&'a ImportanceMatrix>) -> Vec<Job<'a>> {
     let tensor = &planned.tensor;
     let sources: Vec<&str> = match &tensor.content {
         GgufContent::Values(values) => return vec![Job::Values(values)],
@@ -42,15 +43,18 @@ pub(super) fn jobs_of(planned: &PlannedTensor) -> Vec<Job<'_>> {
     let rows = outer.iter().product::<usize>() / sources.len().max(1);
     let step = (JOB_ELEMENTS / cols.max(1)).max(1);
     let (head_rows, dtype) = (head(rows), planned.dtype);
-    let cut = |source| {
+    let stacked = sources.len();
+    let cut = |(nth, source)| {
+        let importance = importance.and_then(|matrix| matrix.columns(&tensor.name, nth, stacked));
         (0..rows).step_by(step).map(move |start| Job::Rows {
             source,
             rows: start..(start + step).min(rows),
             head_rows,
             dtype,
+            importance,
         })
     };
-    sources.into_iter().flat_map(cut).collect()
+    sources.into_iter().enumerate().flat_map(cut).collect()
 }
 
 impl Job<'_> {
@@ -59,7 +63,7 @@ impl Job<'_> {
         match self {
             Job::Values(values) => Ok(little_endian(values)),
             Job::Vector { source, head_rows } => vector(model, source, *head_rows),
-            Job::Rows { source, rows, head_rows, dtype } => {
+            Job::Rows { source, rows, head_rows, dtype, importance } => {
                 let codec = codec_for(*dtype).ok_or_else(|| CompressError::Tensor {
                     tensor: (*source).to_owned(),
                     reason: format!("this build cannot write {dtype}"),
@@ -67,7 +71,8 @@ impl Job<'_> {
                 let mut out = Vec::new();
                 let order = head_rows.map(|head| move |row| permuted(row, head));
                 let order = order.as_ref().map(|order| order as &(dyn Fn(usize) -> usize + Sync));
-                transcode_rows(model, source, rows.clone(), order, codec, &mut out)?;
+                let encoding = Encoding { codec, importance: *importance };
+                transcode_rows(model, source, rows.clone(), order, encoding, &mut out)?;
                 Ok(out)
             }
         }

@@ -13,8 +13,10 @@ mod gguf_header;
 mod gguf_jobs;
 mod heads;
 mod importance;
+mod importance_matrix;
 mod metric;
 mod quant_gguf;
+mod quant_mix;
 mod router_kd;
 mod selection;
 mod weight_scores;
@@ -34,8 +36,10 @@ pub use heads::{
     config_with_heads, plan_heads, prunable, removable, rewrite_heads, score_heads, sliceable, with_heads,
 };
 pub use importance::{COUNTS_VERSION, IMPORTANCE_FILE, Importance, METRIC_VERSION, PerLayer, UnderObserved};
+pub use importance_matrix::{Coverage, ImportanceMatrix};
 pub use metric::Metric;
-pub use quant_gguf::{PlannedTensor, QUANT_TYPES, QuantPlan, plan_quant, quant_type, write_gguf};
+pub use quant_gguf::{Fallback, PlannedTensor, QuantPlan, plan_quant, write_gguf};
+pub use quant_mix::{QUANT_MIXES, QUANT_TYPES, QuantMix, quant_mix};
 pub use router_kd::{KD_TOKENS, Recalibration, recalibrate};
 pub use selection::{Groups, Kept, Top, choose_experts, groups, keep_top, survivors};
 
@@ -51,6 +55,9 @@ pub enum CompressError {
     /// The importance table does not belong to this model or is damaged.
     #[error("importance table {path}: {reason}")]
     Importance { path: PathBuf, reason: String },
+    /// An importance matrix is damaged, or is another model's.
+    #[error("importance matrix {path}: {reason}")]
+    Matrix { path: PathBuf, reason: String, hint: &'static str },
     /// The router counts of a profile do not add up: a layer was not seen, or seen in part.
     #[error("expert profile: layer {layer}: {reason}")]
     Coverage { layer: usize, reason: String },
@@ -84,6 +91,7 @@ impl From<CompressError> for Fault {
             CompressError::Corpus { hint, .. } => Fault::source(error.to_string()).hint(hint),
             CompressError::Importance { .. } => Fault::source(error.to_string())
                 .hint("profile this model with an expert-activation-profile stage before the prune"),
+            CompressError::Matrix { hint, .. } => Fault::source(error.to_string()).hint(hint),
             CompressError::Coverage { .. } => Fault::internal(error.to_string())
                 .hint("the profile is not used; report this with the model's config.json"),
             CompressError::Refused { hint, .. } => Fault::recipe(error.to_string()).hint(hint),

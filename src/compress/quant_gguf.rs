@@ -1,9 +1,8 @@
 //! Quantization to GGUF in one pass: header first, then every tensor once, encoded on all cores while the writer
 //! writes what is ready. No intermediate copy of the model exists, in memory or on disk.
 //!
-//! The type mix follows llama.cpp's for the two block formats this build writes: vectors and the router stay `F32`,
-//! the embedding and the output head of `Q4_0` are kept at `Q8_0`. Rows that are no whole number of blocks fall back
-//! to `F16`; the plan names them, and they count in the file's real bits per weight.
+//! Which tensor gets which type is `quant_mix`'s to say. Rows that are no whole number of a type's blocks take another
+//! type; the plan names them, and they count in the file's real bits per weight.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -11,14 +10,11 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use rayon::prelude::*;
 
 use super::gguf_jobs::{Job, jobs_of};
-use super::{ByteProgress, CompressError};
-use crate::codec::{Codec, codec_named};
-use crate::family::{GgufContent, GgufTensor, ModelSpec, OpenModel, Role, gguf_tensors};
-use crate::model::gguf::{GgufValue, GgufWriter};
+use super::quant_mix::{Facts, Kind, fitting, wanted};
+use super::{ByteProgress, CompressError, ImportanceMatrix, QuantMix};
+use crate::family::{GgufContent, GgufTensor, ModelSpec, OpenModel, gguf_tensors};
+use crate::model::gguf::{self, GgufValue, GgufWriter};
 use crate::model::{DeclaredTensor, Dtype, FileHash, ModelError, TensorSource};
-
-/// The quantization types this build writes, as recipes name them.
-pub const QUANT_TYPES: [&str; 5] = ["F32", "F16", "BF16", "Q8_0", "Q4_0"];
 
 /// One tensor of the file to come.
 #[derive(Clone, Debug)]
@@ -27,65 +23,128 @@ pub struct PlannedTensor {
     pub dtype: Dtype,
 }
 
+/// A tensor that could not take the type its mix has for it: its rows are no whole number of blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fallback {
+    pub tensor: String,
+    pub wanted: Dtype,
+    pub given: Dtype,
+}
+
 /// What the file will hold, from the model's spec alone.
 #[derive(Clone, Debug)]
 pub struct QuantPlan {
-    pub target: Dtype,
+    pub mix: &'static QuantMix,
     pub tensors: Vec<PlannedTensor>,
-    /// Tensors that could not take the asked-for type because their rows are no whole number of blocks.
-    pub fallbacks: Vec<String>,
+    pub fallbacks: Vec<Fallback>,
     /// Bytes of tensor data; the header comes on top (tokenizers make it a few megabytes).
     pub data_bytes: u64,
 }
 
-/// The format a recipe names, if this build writes it.
-pub fn quant_type(name: &str) -> Option<Dtype> {
-    QUANT_TYPES.iter().any(|known| known.eq_ignore_ascii_case(name)).then(|| codec_named(name))?.map(Codec::dtype)
-}
-
-/// Decides the type of every tensor.
-pub fn plan_quant(spec: &ModelSpec, target: Dtype) -> Result<QuantPlan, CompressError> {
-    let mut plan = QuantPlan { target, tensors: Vec::new(), fallbacks: Vec::new(), data_bytes: 0 };
-    for tensor in gguf_tensors(spec)? {
-        let wanted = wanted_type(&tensor, target);
-        let row = tensor.shape.last().copied().unwrap_or(1);
-        let dtype = if row.is_multiple_of(wanted.block_elems()) { wanted } else { Dtype::F16 };
-        if dtype != wanted {
-            plan.fallbacks.push(tensor.name.clone());
+/// Decides the type of every tensor. With an importance matrix (`informed`) some rules differ.
+pub fn plan_quant(spec: &ModelSpec, mix: &'static QuantMix, informed: bool) -> Result<QuantPlan, CompressError> {
+    let mut plan = QuantPlan { mix, tensors: Vec::new(), fallbacks: Vec::new(), data_bytes: 0 };
+    let tensors = gguf_tensors(spec)?;
+    let kind_of = |tensor: &GgufTensor| Kind::of(tensor.role, tensor.shape.len(), spec.tied);
+    let facts = Facts {
+        layers: spec.blocks.len(),
+        values: tensors.iter().filter(|tensor| kind_of(tensor) == Kind::Value).count(),
+        sharing: spec.blocks.iter().find_map(|b| b.attention()).map_or(1, |a| a.heads / a.kv_heads.max(1)),
+        experts: spec.experts().map_or(0, |(experts, _)| experts),
+        informed,
+    };
+    let mut values = 0;
+    for tensor in tensors {
+        let kind = kind_of(&tensor);
+        let nth = if kind == Kind::Value { values } else { block_of(&tensor.name) };
+        values += usize::from(kind == Kind::Value);
+        let wanted = wanted(mix, kind, nth, &facts);
+        let given = fitting(wanted, kind, mix, tensor.shape.last().copied().unwrap_or(1));
+        if given != wanted {
+            plan.fallbacks.push(Fallback { tensor: tensor.name.clone(), wanted, given });
         }
-        plan.data_bytes += dtype.checked_bytes(&tensor.shape).ok_or_else(|| CompressError::Tensor {
+        plan.data_bytes += given.checked_bytes(&tensor.shape).ok_or_else(|| CompressError::Tensor {
             tensor: tensor.name.clone(),
             reason: format!("shape {:?} is too large", tensor.shape),
         })?;
-        plan.tensors.push(PlannedTensor { tensor, dtype });
+        plan.tensors.push(PlannedTensor { tensor, dtype: given });
     }
     Ok(plan)
 }
 
-fn wanted_type(tensor: &GgufTensor, target: Dtype) -> Dtype {
-    match tensor.role {
-        _ if tensor.shape.len() < 2 => Dtype::F32,
-        Some(Role::Router(_)) => Dtype::F32,
-        Some(Role::Embed | Role::Head) if target == Dtype::Q4_0 => Dtype::Q8_0,
-        _ => target,
+/// The block of a tensor named `blk.N.…`; 0 for those of none.
+fn block_of(name: &str) -> usize {
+    name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok()).unwrap_or(0)
+}
+
+impl QuantPlan {
+    /// Bytes of the file with these header fields, exactly.
+    pub fn file_bytes(&self, metadata: &[(String, GgufValue)], path: &Path) -> Result<u64, CompressError> {
+        Ok(gguf::file_bytes(path, metadata, self.declared())?)
+    }
+
+    fn declared(&self) -> Vec<DeclaredTensor> {
+        self.tensors.iter().map(|t| DeclaredTensor::new(&t.tensor.name, t.dtype, t.tensor.shape.clone())).collect()
+    }
+
+    /// Types of the file's tensors: how many there are and their bytes, the most bytes first.
+    pub fn types(&self) -> Vec<(Dtype, usize, u64)> {
+        let mut types: Vec<(Dtype, usize, u64)> = Vec::new();
+        for planned in &self.tensors {
+            let bytes = planned.dtype.checked_bytes(&planned.tensor.shape).unwrap_or(0);
+            match types.iter_mut().find(|(dtype, ..)| *dtype == planned.dtype) {
+                Some((_, count, sum)) => (*count, *sum) = (*count + 1, *sum + bytes),
+                None => types.push((planned.dtype, 1, bytes)),
+            }
+        }
+        types.sort_by_key(|(dtype, _, bytes)| (std::cmp::Reverse(*bytes), *dtype));
+        types
+    }
+
+    /// What the replacements come to, one line for each pair of types: `166 tensors take Q5_0 instead of Q4_K …`.
+    pub fn fallback_lines(&self) -> Vec<String> {
+        let mut groups: Vec<(Dtype, Dtype, Vec<&str>)> = Vec::new();
+        for Fallback { tensor, wanted, given } in &self.fallbacks {
+            match groups.iter_mut().find(|(from, to, _)| from == wanted && to == given) {
+                Some((.., names)) => names.push(tensor),
+                None => groups.push((*wanted, *given, vec![tensor])),
+            }
+        }
+        let line = |(wanted, given, names): &(Dtype, Dtype, Vec<&str>)| {
+            let (count, first) = (names.len(), names[0]);
+            let who = if count == 1 { first.to_owned() } else { format!("{first} and {} more tensors", count - 1) };
+            let verb = if count == 1 { "takes" } else { "take" };
+            let block = match wanted.block_elems() {
+                1 => self.mix.base.block_elems(),
+                elems => elems,
+            };
+            format!(
+                "{}: {who} {verb} {given} ({} bits) instead of {wanted} ({}): their rows are no multiple of {block}",
+                self.mix.name,
+                given.bits(),
+                wanted.bits()
+            )
+        };
+        groups.iter().map(line).collect()
     }
 }
 
-/// Writes the file. `metadata` comes first in the header; the file appears under its name only when it is complete.
+/// Writes the file. `importance` steers the formats that search for scales. `metadata` comes first in the header; the file appears under its name only when it is complete.
 /// `done` hears the bytes of tensor data encoded so far.
 pub fn write_gguf(
     model: &OpenModel,
     plan: &QuantPlan,
     metadata: &[(String, GgufValue)],
+    importance: Option<&ImportanceMatrix>,
     path: &Path,
     done: ByteProgress<'_>,
 ) -> Result<FileHash, CompressError> {
     /// Jobs encoded together: about 16 MB of bf16.
     const WINDOW: usize = 16;
-    let declared = plan.tensors.iter().map(|t| DeclaredTensor::new(&t.tensor.name, t.dtype, t.tensor.shape.clone()));
-    let writer = GgufWriter::create(path, metadata, declared.collect())?;
+    let writer = GgufWriter::create(path, metadata, plan.declared())?;
+    let all = plan.tensors.iter().enumerate();
     let jobs: Vec<(usize, Job<'_>)> =
-        plan.tensors.iter().enumerate().flat_map(|(i, t)| jobs_of(t).into_iter().map(move |job| (i, job))).collect();
+        all.flat_map(|(i, t)| jobs_of(t, importance).into_iter().map(move |job| (i, job))).collect();
     let source = &*model.tensors;
     std::thread::scope(|scope| {
         // Encoding must not wait for the disk, nor the disk for encoding: two windows may lie between them.

@@ -29,4 +29,4 @@ pub use output::{CompleteFile, OutputFile, sync_directory, write_file};
 pub use safetensors::{INDEX_FILE, SafetensorsModel, SafetensorsWriter, SettlingModel, WrittenModel};
 pub use source::{TensorMeta, TensorSource, decode_f32};
 pub use tokenizer::{SpecialTokens, Tokenizer, TokenizerExport, export_gguf};
-pub use transcode::{rows_of, transcode_rows};
+pub use transcode::{Encoding, rows_of, transcode_rows};

@@ -7,7 +7,20 @@ use rayon::prelude::*;
 use super::{ModelError, TensorMeta, TensorSource};
 use crate::codec::{Codec, codec_for, first_beyond, widen_plain};
 
-/// Appends rows `rows` of a tensor to `out`, encoded with `codec`.
+/// How rows are written: the format, and the importance of every column where one is known.
+#[derive(Clone, Copy)]
+pub struct Encoding<'a> {
+    pub codec: &'a dyn Codec,
+    pub importance: Option<&'a [f32]>,
+}
+
+impl<'a> From<&'a dyn Codec> for Encoding<'a> {
+    fn from(codec: &'a dyn Codec) -> Self {
+        Encoding { codec, importance: None }
+    }
+}
+
+/// Appends rows `rows` of a tensor to `out`, encoded.
 ///
 /// Rows run along the last dimension: a tensor `[a, b, c]` has `a * b` rows of `c` elements. `order`, where given, maps
 /// a row of the output to the row of the source it comes from (GGUF's permuted q and k). Rows that already have the
@@ -18,15 +31,19 @@ pub fn transcode_rows(
     name: &str,
     rows: Range<usize>,
     order: Option<&(dyn Fn(usize) -> usize + Sync)>,
-    codec: &dyn Codec,
+    encoding: Encoding<'_>,
     out: &mut Vec<u8>,
 ) -> Result<(), ModelError> {
+    let Encoding { codec, importance } = encoding;
     let meta = source.require(name)?;
     let path = &source.files()[meta.file];
     let cols = meta.shape.last().copied().unwrap_or(1);
     let all = rows_of(meta);
     if rows.start > rows.end || rows.end > all {
         return Err(ModelError::misuse(path, format!("rows {rows:?} of {name:?}, which has {all}")));
+    }
+    if let Some(known) = importance.filter(|known| known.len() != cols) {
+        return Err(ModelError::misuse(path, format!("{} importances for {name:?} of {cols} columns", known.len())));
     }
     for dtype in [meta.dtype, codec.dtype()] {
         if !cols.is_multiple_of(dtype.block_elems()) {
@@ -68,6 +85,8 @@ pub fn transcode_rows(
             }
             if meta.dtype == codec.dtype() {
                 encoded.copy_from_slice(bytes);
+            } else if let Some(importance) = importance {
+                codec.encode_weighted(&values, importance, encoded);
             } else {
                 codec.encode(&values, encoded);
             }

@@ -5,7 +5,6 @@
 
 use super::{STAGES, inputs, stage_named};
 use crate::assay;
-use crate::codec::Dtype;
 use crate::compress::QUANT_TYPES;
 use crate::family::{FAMILIES, ModelSpec, OpenModel, open};
 use crate::fault::{Fault, FaultClass};
@@ -46,8 +45,8 @@ impl Place {
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedArtifact {
     pub format: &'static str,
-    /// Of the matrices.
-    pub dtype: Dtype,
+    /// The mix its types follow.
+    pub name: &'static str,
     pub bytes: u64,
 }
 

@@ -133,7 +133,8 @@ impl<'a> StageContext<'a> {
     /// The beginning of the text a gate scores: a few kilobytes, cut at a character.
     pub fn gate_text(&self) -> Outcome<Option<String>> {
         let eval = self.plan.texts.iter().find(|text| text.key.contains("benchmarks"));
-        let Some(text) = eval.or(self.plan.texts.first()) else { return Ok(None) };
+        let any = || self.plan.texts.iter().find(|text| !text.key.ends_with("importanceMatrix"));
+        let Some(text) = eval.or_else(any) else { return Ok(None) };
         let failed = |e| Fault::source(format!("read {}", text.path.display())).caused_by(e);
         let mut bytes = Vec::new();
         std::fs::File::open(&text.path)

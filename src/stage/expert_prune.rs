@@ -147,6 +147,8 @@ impl Stage for ExpertPrune {
             parameters: spec.parameters(),
             active_parameters: spec.active_parameters(),
             bits_per_weight: 8.0 * bytes as f64 / spec.parameters().max(1) as f64,
+            types: Vec::new(),
+            fallbacks: Vec::new(),
         };
         Ok(Product {
             files: files.into_iter().map(|file| Path::new(out_name).join(file)).collect(),

@@ -31,7 +31,7 @@ pub use crash::crash_point;
 pub use durable::replace_file;
 pub use expert_prune::prune_lineage;
 pub use package::ARTIFACT_DIR;
-pub use product::{Artifact, LAYER_IMPORTANCE, Measurement, Product};
+pub use product::{Artifact, LAYER_IMPORTANCE, Measurement, Product, TensorFallback, TypeShare};
 pub use progress::{Listener, Progress, Span, peak_rss_bytes};
 pub use run::{StageRecord, Summary, run_stages};
 

@@ -169,6 +169,8 @@ mod tests {
             parameters: 1,
             active_parameters: 1,
             bits_per_weight: 8.0,
+            types: Vec::new(),
+            fallbacks: Vec::new(),
         }
     }
 

@@ -30,6 +30,29 @@ pub struct Artifact {
     pub active_parameters: u64,
     /// Whole file: 8 × bytes ÷ parameters.
     pub bits_per_weight: f64,
+    /// Types of the tensors of a quantized file, the most bytes first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub types: Vec<TypeShare>,
+    /// Tensors that could not take the type the mix has for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fallbacks: Vec<TensorFallback>,
+}
+
+/// How much of a file is of one type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TypeShare {
+    #[serde(rename = "type")]
+    pub dtype: String,
+    pub tensors: usize,
+    pub bytes: u64,
+}
+
+/// A tensor whose rows are no whole number of blocks of the type asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorFallback {
+    pub tensor: String,
+    pub wanted: String,
+    pub given: String,
 }
 
 /// One scored text on one model.

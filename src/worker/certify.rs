@@ -255,6 +255,7 @@ fn record(outcomes: &Outcomes<'_>, dir: &Path) -> Outcome<ResultRecord> {
                 "path": s.name, "format": s.artifact.format, "type": s.artifact.dtype, "bytes": s.artifact.bytes,
                 "bits_per_weight": s.artifact.bits_per_weight, "parameters": s.artifact.parameters,
                 "active_parameters": s.artifact.active_parameters, "sha256": s.sha256,
+                "tensor_types": s.artifact.types, "fallbacks": s.artifact.fallbacks,
                 "perplexity": s.measurements.first().map(|m| m.perplexity),
                 "measurements": s.measurements.iter().map(|m| measurement(m)).collect::<Vec<_>>(),
             })

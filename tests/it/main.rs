@@ -17,6 +17,7 @@ mod model_files;
 mod node;
 mod observe;
 mod oracle;
+mod quant;
 mod recipe;
 mod stages;
 mod tokenizers;

@@ -294,7 +294,7 @@ fn values_that_do_not_fit_are_named() {
         SafetensorsModel::open(dir.path()).unwrap()
     };
     let encode = |model: &SafetensorsModel, dtype| {
-        transcode_rows(model, "w", 0..2, None, codec_for(dtype).unwrap(), &mut Vec::new())
+        transcode_rows(model, "w", 0..2, None, codec_for(dtype).unwrap().into(), &mut Vec::new())
     };
     let model = write(&values);
     insta::assert_snapshot!(message(encode(&model, Dtype::F16), dir.path()), @r#"model.safetensors: tensor "w": element 70 is 70000, beyond what F16 holds (65504) [choose a type with more range, such as BF16, for this tensor]"#);

@@ -7,9 +7,9 @@ mod value;
 mod write;
 
 pub use read::GgufFile;
-pub use types::{dtype_of, file_type, type_id};
+pub use types::{dtype_of, type_id};
 pub use value::{GgufArray, GgufValue};
-pub use write::GgufWriter;
+pub use write::{GgufWriter, file_bytes};
 
 /// `GGUF`, the first four bytes.
 const MAGIC: [u8; 4] = *b"GGUF";

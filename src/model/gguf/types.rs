@@ -1,4 +1,4 @@
-//! The numbers GGUF gives to tensor types and to the type of a whole file.
+//! The numbers GGUF gives to tensor types.
 
 use crate::codec::Dtype;
 
@@ -64,26 +64,4 @@ pub fn type_id(dtype: Dtype) -> Option<u32> {
 
 pub(super) fn retired_name(id: u32) -> Option<&'static str> {
     RETIRED.iter().find(|(known, _)| *known == id).map(|(_, name)| *name)
-}
-
-/// `general.file_type` of a file whose matrices are mostly of this type; `None` where the format has no number for it.
-pub fn file_type(dtype: Dtype) -> Option<u32> {
-    Some(match dtype {
-        Dtype::F32 => 0,
-        Dtype::F16 => 1,
-        Dtype::Q4_0 => 2,
-        Dtype::Q4_1 => 3,
-        Dtype::Q8_0 => 7,
-        Dtype::Q5_0 => 8,
-        Dtype::Q5_1 => 9,
-        Dtype::Q2K => 10,
-        Dtype::Q3K => 12,
-        Dtype::Q4K => 15,
-        Dtype::Q5K => 17,
-        Dtype::Q6K => 18,
-        Dtype::BF16 => 32,
-        Dtype::Tq1_0 => 36,
-        Dtype::Tq2_0 => 37,
-        _ => return None,
-    })
 }

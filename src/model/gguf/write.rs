@@ -78,6 +78,17 @@ impl GgufWriter {
     }
 }
 
+/// Bytes of the file that a writer with the same arguments makes.
+pub fn file_bytes(
+    path: &Path,
+    metadata: &[(String, GgufValue)],
+    tensors: Vec<DeclaredTensor>,
+) -> Result<u64, ModelError> {
+    let sequence = Sequence::new(path, tensors)?;
+    let data: u64 = sequence.tensors.iter().map(|(_, bytes)| bytes.next_multiple_of(ALIGNMENT)).sum();
+    Ok(header(path, metadata, &sequence)?.len() as u64 + data)
+}
+
 fn header(path: &Path, metadata: &[(String, GgufValue)], sequence: &Sequence) -> Result<Vec<u8>, ModelError> {
     let mut out = MAGIC.to_vec();
     VERSION.put(&mut out);

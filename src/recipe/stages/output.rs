@@ -14,11 +14,14 @@ stage_type! {
         required {
             /// File format.
             format: QuantFormat,
-            /// Types to write, one file each: `Q8_0`, `Q4_0`, `F16`, …
+            /// Types to write, one file each: `Q8_0`, `Q4_K_M`, `F16`, …
             #[schemars(length(min = 1))]
             quant_types: Vec<String>,
         }
         optional {
+            /// Importance matrix that steers the search for scales: a file of llama.cpp's imatrix tool, made with the
+            /// model as it is at this stage.
+            importance_matrix: String,
             /// Devices the files are meant for.
             device_targets: Vec<String> = Vec::new(),
         }
