@@ -31,7 +31,7 @@ def best(run):
 
 def main():
     os.sched_setaffinity(0, {0})
-    values = np.random.default_rng(1).normal(0, 0.02, (1024, 2048)).astype(np.float32)
+    values = np.random.default_rng(1).normal(0, 0.02, (512, 2048)).astype(np.float32)
     with tempfile.NamedTemporaryFile(suffix=".f32") as file:
         values.tofile(file.name)
         lines = subprocess.run([sys.argv[1], file.name, str(RUNS)], check=True, capture_output=True, text=True).stdout

@@ -1,7 +1,7 @@
 //! Super-blocks of 256 values: sub-blocks whose scales (and offsets) are whole multiples of one f16 step.
 //!
 //! The sub-blocks are fitted on their own, the step is fitted to their scales, and then each sub-block takes, of the two
-//! multiples around its scale, the one that leaves less error with its values coded anew.
+//! multiples around its scale (and of those of its offset), the one that leaves least error with its values coded anew.
 
 use half::f16;
 
@@ -66,18 +66,20 @@ pub(super) fn encode_affine<const N: usize, const BLOCKS: usize>(
         let fitted = lanes(|l| offsets[first + l]);
         let below = lanes(|l| within(scales[first + l] * inverse(step), 0.0, search.most).floor());
         let (mut scale, mut offset, mut least) = (below, [0f32; LANES], [f32::INFINITY; LANES]);
-        for up in [0.0, 1.0] {
+        for up in [-1.0, 0.0, 1.0, 2.0] {
             let try_scale = lanes(|l| within(below[l] + up, 0.0, search.most));
             let real_scale = lanes(|l| step * try_scale[l]);
             let real = best_offset(&blocks, &real_scale, &fitted, search.top);
-            let try_offset = lanes(|l| round(within(real[l] * inverse(offset_step), 0.0, search.most)));
-            let real_offset = lanes(|l| offset_step * try_offset[l]);
-            let errors = affine_errors(&blocks, &real_scale, &real_offset, search.top);
-            for l in 0..LANES {
-                let better = errors[l] < least[l];
-                least[l] = if better { errors[l] } else { least[l] };
-                scale[l] = if better { try_scale[l] } else { scale[l] };
-                offset[l] = if better { try_offset[l] } else { offset[l] };
+            for beside in [-1.0, 0.0, 1.0] {
+                let try_offset = lanes(|l| round(within(real[l] * inverse(offset_step) + beside, 0.0, search.most)));
+                let real_offset = lanes(|l| offset_step * try_offset[l]);
+                let errors = affine_errors(&blocks, &real_scale, &real_offset, search.top);
+                for l in 0..LANES {
+                    let better = errors[l] < least[l];
+                    least[l] = if better { errors[l] } else { least[l] };
+                    scale[l] = if better { try_scale[l] } else { scale[l] };
+                    offset[l] = if better { try_offset[l] } else { offset[l] };
+                }
             }
         }
         for l in 0..LANES {

@@ -114,10 +114,7 @@ impl QuantPlan {
             let (count, first) = (names.len(), names[0]);
             let who = if count == 1 { first.to_owned() } else { format!("{first} and {} more tensors", count - 1) };
             let verb = if count == 1 { "takes" } else { "take" };
-            let block = match wanted.block_elems() {
-                1 => self.mix.base.block_elems(),
-                elems => elems,
-            };
+            let block = wanted.block_elems();
             format!(
                 "{}: {who} {verb} {given} ({} bits) instead of {wanted} ({}): their rows are no multiple of {block}",
                 self.mix.name,

@@ -19,8 +19,7 @@ stage_type! {
             quant_types: Vec<String>,
         }
         optional {
-            /// Importance matrix that steers the search for scales: a file of llama.cpp's imatrix tool, made with the
-            /// model as it is at this stage.
+            /// Importance matrix to weigh errors by: a file of llama.cpp's imatrix tool, made with this model.
             importance_matrix: String,
             /// Devices the files are meant for.
             device_targets: Vec<String> = Vec::new(),
