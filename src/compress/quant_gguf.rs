@@ -112,7 +112,7 @@ impl QuantPlan {
         }
         let line = |(wanted, given, names): &(Dtype, Dtype, Vec<&str>)| {
             let (count, first) = (names.len(), names[0]);
-            let who = if count == 1 { first.to_owned() } else { format!("{first} and {} more tensors", count - 1) };
+            let who = if count == 1 { first.to_owned() } else { format!("{first} and {} more", count - 1) };
             let verb = if count == 1 { "takes" } else { "take" };
             let block = wanted.block_elems();
             format!(

@@ -92,10 +92,10 @@ fn every_type_is_written_to_the_predicted_byte_and_reads_back_near() {
         let limit = match artifact["bits_per_weight"].as_f64().unwrap() {
             bits if bits > 15.0 => 1e-5,
             bits if bits > 8.0 => 5e-5,
-            bits if bits > 6.0 => 8e-4,
-            bits if bits > 5.0 => 4e-3,
-            bits if bits > 4.2 => 1.3e-2,
-            bits if bits > 3.2 => 4e-2,
+            bits if bits > 6.0 => 1e-3,
+            bits if bits > 5.0 => 8e-3,
+            bits if bits > 4.2 => 2e-2,
+            bits if bits > 3.0 => 8e-2,
             _ => 0.25,
         };
         assert!(error < limit, "{mix}: relative squared error {error}, limit {limit}");
@@ -127,8 +127,9 @@ fn rows_that_blocks_do_not_divide_are_named_one_by_one() {
     let warnings: Vec<String> =
         result["warnings"].as_array().unwrap().iter().map(|w| w.as_str().unwrap().to_owned()).collect();
     let says = |text: &str| assert!(warnings.iter().any(|w| w.contains(text)), "{text}: {warnings:?}");
-    says("Q4_K_M: blk.0.attn_q.weight and ");
-    says("take Q5_0 (5.5 bits) instead of Q4_K (4.5): their rows are no multiple of 256");
+    says(
+        "Q4_K_M: token_embd.weight and 12 more take Q5_0 (5.5 bits) instead of Q4_K (4.5): their rows are no multiple of 256",
+    );
     // Rows of 64 are whole blocks of Q2_0, rows of 96 are not.
     says("take Q4_0 (4.5 bits) instead of Q2_0 (2.25): their rows are no multiple of 64");
     let plan = bench.json("plan.json");
