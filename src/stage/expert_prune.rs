@@ -66,6 +66,12 @@ impl Stage for ExpertPrune {
             let stored: u64 = admission.source().map_or(0, |s| s.stored.metas().iter().map(|m| m.bytes).sum());
             let bytes = (stored as f64 * smaller.parameters() as f64 / spec.parameters().max(1) as f64) as u64;
             planned.predicted = predict::rewrite(bytes);
+            if admission.has_importance || prune.held_out.is_some() {
+                let variants = prune.ranking().map_or(1, |ranking| ranking.metrics().len()) as u64;
+                let tokens = prune.held_out_tokens() * (1 + variants);
+                let damage = predict::pass(&spec, stored, tokens, admission.node.forge.threads, true);
+                planned.predicted = damage.then(planned.predicted);
+            }
             admission.becomes(smaller);
         }
         admission.is_pruned = true;
