@@ -1,7 +1,7 @@
 //! How much memory a pass will take, and how much the process has taken.
 
 use super::backend::Backend;
-use crate::family::{BlockSpec, MixerSpec, ModelSpec, Role};
+use crate::family::{BlockSpec, FfnSpec, MixerSpec, ModelSpec, Role};
 use crate::model::{Dtype, TensorSource};
 use crate::units::Bytes;
 
@@ -108,27 +108,17 @@ fn conversion(spec: &ModelSpec, source: &dyn TensorSource) -> u64 {
     tensors.map(bytes).max().unwrap_or(0)
 }
 
-/// Bytes of activations per token of a micro-batch, at the widest moment of any block.
+/// Bytes of activations per token of a micro-batch.
+///
+/// Buffers are kept for the next block, and those of a mixer are seldom as wide as those of a feed-forward half: what
+/// both take at their widest, in whichever blocks, is held at once.
 fn row_bytes(spec: &ModelSpec) -> u64 {
-    let values = |block: &BlockSpec| {
-        let (attention, keys_and_values) = mixer_values(&block.mixer);
-        let (ffn, input) = match block.moe() {
-            // Every token could meet the same expert.
-            Some(moe) => {
-                let shared = moe.shared.as_ref().map_or(0, |shared| 2 * shared.mlp.gate.rows);
-                let routed = 2 * moe.experts.first().map_or(0, |e| e.gate.rows);
-                (routed.max(shared) + 2 * spec.hidden, moe.router.rows)
-            }
-            None => match &block.ffn {
-                crate::family::FfnSpec::Dense(mlp) => (2 * mlp.gate.rows, mlp.gate.rows),
-                crate::family::FfnSpec::Moe(_) => (0, 0),
-            },
-        };
-        // Normed input and a result beside the wide arrays; the inputs of products once more in packed form; keys and
-        // values as they are and packed.
-        3 * spec.hidden + attention.max(ffn) + input.max(spec.hidden) + 2 * keys_and_values
-    };
-    4 * spec.blocks.iter().map(values).max().unwrap_or(0) as u64
+    let widest = |values: fn(&BlockSpec) -> usize| spec.blocks.iter().map(values).max().unwrap_or(0);
+    let wide = widest(|block| mixer_values(&block.mixer).0) + widest(|block| ffn_values(&block.ffn).0);
+    // Beside them hidden states, the normed input and a result; inputs of products once more in packed form, as are
+    // keys and values.
+    let packed = spec.hidden + widest(|block| mixer_values(&block.mixer).1) + widest(|block| ffn_values(&block.ffn).1);
+    4 * (3 * spec.hidden + wide + packed) as u64
 }
 
 /// Values per token at the widest moment of a mixer, and those of its keys and values.
@@ -139,8 +129,21 @@ fn mixer_values(mixer: &MixerSpec) -> (usize, usize) {
             let (key, value) = (a.heads * (a.nope_dim + a.rope_dim), a.heads * a.value_dim);
             (3 * key + 2 * value, key + value)
         }
-        // Before and after the convolution; then with queries and keys once more and the output.
-        MixerSpec::DeltaNet(d) => (2 * d.qkv.rows + 2 * d.z.rows, 0),
+        // Before and after the convolution (then with queries and keys once more), the gate, the output and its norm.
+        MixerSpec::DeltaNet(d) => (2 * d.qkv.rows + 3 * d.z.rows, d.z.rows),
+    }
+}
+
+/// Values per token at the widest moment of a feed-forward half, and those of the widest input of its products.
+fn ffn_values(ffn: &FfnSpec) -> (usize, usize) {
+    match ffn {
+        FfnSpec::Dense(mlp) => (2 * mlp.gate.rows, mlp.gate.rows),
+        FfnSpec::Moe(moe) => {
+            // Every token could meet the same expert.
+            let routed = moe.experts.first().map_or(0, |e| e.gate.rows);
+            let inner = moe.shared.as_ref().map_or(0, |shared| shared.mlp.gate.rows).max(routed);
+            (2 * inner + 2 * moe.router.cols, inner.max(moe.router.rows))
+        }
     }
 }
 
