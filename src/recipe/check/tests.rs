@@ -137,6 +137,6 @@ fn sixteen_bits_count_where_nothing_is_quantized() {
     assert_eq!(small.len(), 1);
     assert_eq!(
         (small[0].is_error(), small[0].message.as_str()),
-        (true, "19.6 billion weights in 16 bits take 39.3 GB, maxVramGb is 24")
+        (true, "19.7 billion weights in 16 bits take 39.3 GB, maxVramGb is 24")
     );
 }
