@@ -56,7 +56,7 @@ pub(super) fn encode_fitted<G: Grid, const N: usize, const BYTES: usize>(
     factors: &[f32],
     each: impl Fn(&[f32; N], f16, &mut [u8; BYTES]),
 ) {
-    assert!(values.len() % N == 0 && bytes.len() == values.len() / N * BYTES, "whole blocks in and out");
+    assert!(values.len().is_multiple_of(N) && bytes.len() == values.len() / N * BYTES, "whole blocks in and out");
     let mut weights = vec![0f32; values.len()];
     weigh(values, importance, Plain::RmsPlusMagnitude(N), &mut weights);
     let groups = values.chunks(LANES * N).zip(weights.chunks(LANES * N)).zip(bytes.chunks_mut(LANES * BYTES));
@@ -79,7 +79,7 @@ pub(super) fn encode_fitted_affine<const BYTES: usize>(
     each: impl Fn(&[f32; 32], f16, f16, &mut [u8; BYTES]),
 ) {
     const N: usize = 32;
-    assert!(values.len() % N == 0 && bytes.len() == values.len() / N * BYTES, "whole blocks in and out");
+    assert!(values.len().is_multiple_of(N) && bytes.len() == values.len() / N * BYTES, "whole blocks in and out");
     let mut weights = vec![0f32; values.len()];
     weigh(values, Some(importance), Plain::RmsPlusMagnitude(N), &mut weights);
     let groups = values.chunks(LANES * N).zip(weights.chunks(LANES * N)).zip(bytes.chunks_mut(LANES * BYTES));

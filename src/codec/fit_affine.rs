@@ -56,12 +56,12 @@ pub(super) fn fit_affine<const N: usize>(blocks: &Blocks<N>, top: f32, trials: &
             Some(trial) => codes(blocks, &all.low, &lanes(|l| (top + trial) * span[l]), top),
             None => codes(blocks, &best.offset, &lanes(|l| inverse(best.scale[l])), top),
         };
-        for l in 0..LANES {
+        for (l, least) in least.iter_mut().enumerate() {
             let (scale, offset) = solve(&all, &codes, l, offsets);
             let error = error(&all, &codes, l, scale, offset);
             // False for the NaN of a block of one code.
-            let better = error < least[l];
-            least[l] = if better { error } else { least[l] };
+            let better = error < *least;
+            *least = if better { error } else { *least };
             best.scale[l] = if better { scale } else { best.scale[l] };
             best.offset[l] = if better { offset } else { best.offset[l] };
             best.gain[l] = if better { codes.wqq[l] } else { best.gain[l] };

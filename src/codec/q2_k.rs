@@ -25,8 +25,8 @@ fn encode(values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
         let mut weights = [0f32; 256];
         weigh(x, importance, Plain::RmsPlusMagnitude(16), &mut weights);
         let best = encode_affine::<16, 16>(x, &weights, &SEARCH);
-        for i in 0..16 {
-            out[i] = best.scales[i] | (best.offsets[i] << 4);
+        for (byte, (scale, offset)) in out.iter_mut().zip(best.scales.iter().zip(&best.offsets)) {
+            *byte = scale | (offset << 4);
         }
         for half in 0..2 {
             let codes = &best.codes[128 * half..];
