@@ -96,7 +96,7 @@ def build(foreman, root, model, corpus, text, limit, group):
             {"type": "expert-prune", "keepExpertsPerLayer": 96, "originalExpertsPerLayer": 128,
              "strategy": "calibration-aware-activation-count"},
             {"type": "eval", "compareToBase": True,
-             "benchmarks": [{"name": "perplexity", "data": str(text), "contextLength": 512}]},
+             "benchmarks": [{"name": "perplexity", "data": str(text), "context": 512}]},
             {"type": "package", "format": "safetensors"}]}))
     timed([foreman, "enqueue", recipe, "--root", root], stdout=subprocess.DEVNULL)
     seconds = timed([foreman, "run", "--once", "--root", root], group, stdout=subprocess.DEVNULL)
