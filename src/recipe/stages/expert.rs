@@ -49,7 +49,8 @@ const ALIASES: &[(&str, ExpertMetric)] = &[
 pub const BEST_OF_FAMILY: &str = "best-of-family";
 
 /// The rankings that `best-of-family` compares when the recipe does not say.
-const FAMILY: &[&str] = &["reap", "ean_mean", "msan", "ean_sum", "weighted_ean_sum", "activation_count", "aimer"];
+const FAMILY: &[&str] =
+    &["reap", "ean_mean", "msan", "ean_sum", "weighted_ean_sum", "activation_count", "router_l2", "aimer"];
 
 impl ExpertMetric {
     /// The ranking of this name or alias; [`ExpertMetric::Other`] for any other word.
