@@ -3,6 +3,7 @@
 //! The rates are deliberately modest; the prediction is for "minutes or hours" and for refusing what cannot fit, not
 //! for a schedule.
 
+use crate::engine::matmul::{Kernel, kernel};
 use crate::family::ModelSpec;
 use crate::recipe::Predicted;
 use crate::units::Bytes;
@@ -11,8 +12,9 @@ use crate::units::Bytes;
 const REWRITE_RATE: f64 = 300e6;
 /// Weight bytes a second one quantization reads.
 const QUANT_RATE: f64 = 400e6;
-/// Useful floating-point operations a second and thread of a pass.
-const FLOPS_PER_THREAD: f64 = 40e9;
+/// Useful floating-point operations a second and thread of a pass, by what multiplies.
+const TILE_FLOPS: f64 = 200e9;
+const PORTABLE_FLOPS: f64 = 40e9;
 /// Weight bytes a second a pass reads and converts.
 const LOAD_RATE: f64 = 500e6;
 /// What the process holds whatever it does.
@@ -23,8 +25,11 @@ pub fn pass(spec: &ModelSpec, stored: u64, tokens: u64, threads: usize, head: bo
     let block = spec.blocks.iter().map(|b| b.parameters()).max().unwrap_or(0);
     let head_parameters = if head { (spec.vocab * spec.hidden) as u64 } else { 0 };
     let active = spec.active_parameters().saturating_sub((spec.vocab * spec.hidden) as u64) + head_parameters;
-    let seconds =
-        2.0 * active as f64 * tokens as f64 / (FLOPS_PER_THREAD * threads.max(1) as f64) + stored as f64 / LOAD_RATE;
+    let rate = match kernel() {
+        Kernel::Amx(_) => TILE_FLOPS,
+        Kernel::Portable => PORTABLE_FLOPS,
+    };
+    let seconds = 2.0 * active as f64 * tokens as f64 / (rate * threads.max(1) as f64) + stored as f64 / LOAD_RATE;
     // Two blocks as f32, the hidden states of all tokens, one chunk of logits.
     let peak = BASE_RAM + 2 * 4 * block + 4 * tokens.min(1 << 20) * spec.hidden as u64 + 64_000_000;
     Predicted { peak_ram: Bytes(peak), disk: Bytes(0), seconds }
