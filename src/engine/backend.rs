@@ -7,7 +7,7 @@
 use super::EngineError;
 use super::batch::Batch;
 use crate::family::{Activation, LinearSpec, Pairing};
-use crate::model::TensorSource;
+use crate::model::{Dtype, TensorSource};
 
 /// Shape of a causal attention: `heads` query heads over `kv_heads` key/value heads.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -115,7 +115,9 @@ pub trait Backend: Sync {
     /// Bytes a weight `[rows, cols]` takes once loaded; `exact` when the source holds bf16.
     fn weight_bytes(&self, rows: usize, cols: usize, exact: bool) -> u64;
 
-    fn load_weight(&self, source: &dyn TensorSource, linear: &LinearSpec) -> Result<Self::Weight>;
+    fn load_weight(&self, source: &dyn TensorSource, linear: &LinearSpec) -> Result<Self::Weight> {
+        self.load_weight_rows(source, &linear.weight, 0..linear.rows, linear.cols)
+    }
     /// Rows `rows` of a matrix as a weight of its own (a chunk of the vocabulary).
     fn load_weight_rows(
         &self,
@@ -123,7 +125,20 @@ pub trait Backend: Sync {
         name: &str,
         rows: std::ops::Range<usize>,
         cols: usize,
-    ) -> Result<Self::Weight>;
+    ) -> Result<Self::Weight> {
+        let n = rows.len();
+        if source.meta(name).is_some_and(|meta| meta.dtype == Dtype::BF16) {
+            let bytes = source.bytes(name)?;
+            if let Some(part) = bytes.get(rows.start * cols * 2..rows.end * cols * 2) {
+                return self.make_weight_from_bf16(part, n, cols);
+            }
+        }
+        let mut values = Vec::new();
+        source.read_rows_f32(name, rows, &mut values)?;
+        self.make_weight(values, n, cols)
+    }
+    /// A weight `[rows, cols]` from raw little-endian bf16, row-major.
+    fn make_weight_from_bf16(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Self::Weight>;
     /// A weight `[rows, cols]` from values at hand, row-major.
     fn make_weight(&self, values: Vec<f32>, rows: usize, cols: usize) -> Result<Self::Weight>;
     fn make_vector(&self, values: Vec<f32>) -> Result<Self::Vector>;

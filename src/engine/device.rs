@@ -15,8 +15,7 @@ use super::backend::{
     AttentionShape, Backend, ChunkScore, DecayInput, DeltaShape, RopeTable, Rotation, RowSizes, positions,
 };
 use super::batch::Batch;
-use crate::family::{Activation, LinearSpec, Pairing};
-use crate::model::{Dtype, TensorSource};
+use crate::family::{Activation, Pairing};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -57,14 +56,6 @@ impl OnDevice {
 
     fn ids(&self, rows: &[u32]) -> candle_core::Result<Tensor> {
         Tensor::from_slice(rows, rows.len(), &self.device)
-    }
-
-    fn weight_from_bf16(&self, bytes: &[u8], n: usize, k: usize) -> Result<Tensor> {
-        self.run(|| Tensor::from_raw_buffer(bytes, DType::BF16, &[n, k], &self.device)?.to_dtype(self.compute))
-    }
-
-    fn weight_from_f32(&self, values: Vec<f32>, n: usize, k: usize) -> Result<Tensor> {
-        self.run(|| Tensor::from_vec(values, (n, k), &self.device)?.to_dtype(self.compute))
     }
 
     /// Attention of `count` sequences of one length; q `[count, length, heads, key_dim]` and so on; f32 in and out.
@@ -131,31 +122,12 @@ impl Backend for OnDevice {
         (rows * cols * self.compute.size_in_bytes()) as u64
     }
 
-    fn load_weight(&self, source: &dyn TensorSource, linear: &LinearSpec) -> Result<Tensor> {
-        self.load_weight_rows(source, &linear.weight, 0..linear.rows, linear.cols)
-    }
-
-    fn load_weight_rows(
-        &self,
-        source: &dyn TensorSource,
-        name: &str,
-        rows: Range<usize>,
-        cols: usize,
-    ) -> Result<Tensor> {
-        let n = rows.len();
-        if source.meta(name).is_some_and(|meta| meta.dtype == Dtype::BF16) {
-            let bytes = source.bytes(name)?;
-            if let Some(part) = bytes.get(rows.start * cols * 2..rows.end * cols * 2) {
-                return self.weight_from_bf16(part, n, cols);
-            }
-        }
-        let mut values = Vec::new();
-        source.read_rows_f32(name, rows, &mut values)?;
-        self.weight_from_f32(values, n, cols)
+    fn make_weight_from_bf16(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Tensor> {
+        self.run(|| Tensor::from_raw_buffer(bytes, DType::BF16, &[rows, cols], &self.device)?.to_dtype(self.compute))
     }
 
     fn make_weight(&self, values: Vec<f32>, rows: usize, cols: usize) -> Result<Tensor> {
-        self.weight_from_f32(values, rows, cols)
+        self.run(|| Tensor::from_vec(values, (rows, cols), &self.device)?.to_dtype(self.compute))
     }
 
     fn make_vector(&self, values: Vec<f32>) -> Result<Tensor> {

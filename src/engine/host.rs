@@ -1,7 +1,5 @@
 //! The CPU backend: plain f32 slices, packed weights, rayon.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use super::attention;
@@ -13,8 +11,7 @@ use super::delta_rule::{Gates, delta_rule};
 use super::matmul::{Kernel, PackedInput, PackedWeight, matmul_packed};
 use super::pool::Buffer;
 use super::{EngineError, vector};
-use crate::family::{Activation, LinearSpec, Pairing};
-use crate::model::{Dtype, TensorSource};
+use crate::family::{Activation, Pairing};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -56,27 +53,8 @@ impl Backend for Host {
         }
     }
 
-    fn load_weight(&self, source: &dyn TensorSource, linear: &LinearSpec) -> Result<PackedWeight> {
-        self.load_weight_rows(source, &linear.weight, 0..linear.rows, linear.cols)
-    }
-
-    fn load_weight_rows(
-        &self,
-        source: &dyn TensorSource,
-        name: &str,
-        rows: Range<usize>,
-        cols: usize,
-    ) -> Result<PackedWeight> {
-        let n = rows.len();
-        if source.meta(name).is_some_and(|meta| meta.dtype == Dtype::BF16) {
-            let bytes = source.bytes(name)?;
-            if let Some(part) = bytes.get(rows.start * cols * 2..rows.end * cols * 2) {
-                return Ok(PackedWeight::from_bf16_le_for(self.kernel, part, n, cols));
-            }
-        }
-        let mut values = Vec::new();
-        source.read_rows_f32(name, rows, &mut values)?;
-        Ok(PackedWeight::from_f32_for(self.kernel, &values, n, cols))
+    fn make_weight_from_bf16(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<PackedWeight> {
+        Ok(PackedWeight::from_bf16_le_for(self.kernel, bytes, rows, cols))
     }
 
     fn make_weight(&self, values: Vec<f32>, rows: usize, cols: usize) -> Result<PackedWeight> {

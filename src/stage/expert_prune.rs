@@ -8,20 +8,17 @@ use super::calibration::{calibration, held_out, profile_before};
 use super::prune_choice::{Choice, choose, metrics};
 use super::prune_healing::heal;
 use super::prune_metadata::{self, About, METADATA_FILE};
-use super::{Admission, Artifact, Place, Product, Span, Stage, StageContext, predict};
+use super::{Admission, Place, Product, Span, Stage, StageContext, directory, predict};
 use crate::compress::{Importance, PrunePlan, PruneReport, TensorFate, groups, rewrite};
 use crate::family::{FfnSpec, ModelSpec, MoeSpec, OpenModel};
 use crate::fault::{Fault, Outcome};
 use crate::gate::{self, Lineage, Part, ScoreLimit};
 use crate::line::stamp;
-use crate::model::{HfDir, TensorMeta};
+use crate::model::{Config, HfDir, TensorMeta};
 use crate::recipe::stages::ExpertTensorLayout;
 use crate::recipe::{self, Finding, PlannedStage, StageSpec};
 
 pub(super) struct ExpertPrune;
-
-/// A new shard begins when a file would grow past this.
-const MAX_SHARD_BYTES: u64 = 5 << 30;
 
 impl Stage for ExpertPrune {
     fn type_name(&self) -> &'static str {
@@ -116,8 +113,9 @@ impl Stage for ExpertPrune {
         let total = plan.bytes_out(model.stored.metas());
         let write = span.part(0.3, 0.7);
         let progress = |done| write.of(done, total, "rewrite tensors");
-        let (report, settling) = rewrite(&model, &plan, &out, MAX_SHARD_BYTES, &progress)?;
-        let mut files = carry(&model, &plan, &out)?;
+        let (report, settling) = rewrite(&model, &plan, &out, directory::MAX_SHARD_BYTES, &progress)?;
+        let source = HfDir::open(&model.path)?;
+        let mut files = directory::carry(&source, &config_with_experts(&source.config, plan.keep)?, &out)?;
         let gate = Instant::now();
         let (gates, pruned) = inspect(cx, &model, &plan, out_name, span)?;
         let written = settling.wait()?;
@@ -138,29 +136,12 @@ impl Stage for ExpertPrune {
         };
         prune_metadata::write(cx, &about, &started, &out)?;
         files.push(METADATA_FILE.into());
-        let spec = &pruned.spec;
         let bytes: u64 = written.weights.iter().map(|file| file.size).sum();
-        let artifact = Artifact {
-            path: out_name.into(),
-            format: "safetensors".into(),
-            dtype: pruned
-                .tensors
-                .metas()
-                .iter()
-                .max_by_key(|m| m.bytes)
-                .map_or_else(String::new, |m| m.dtype.to_string()),
-            bytes,
-            parameters: spec.parameters(),
-            active_parameters: spec.active_parameters(),
-            bits_per_weight: 8.0 * bytes as f64 / spec.parameters().max(1) as f64,
-            types: Vec::new(),
-            fallbacks: Vec::new(),
-        };
         Ok(Product {
             files: files.into_iter().map(|file| Path::new(out_name).join(file)).collect(),
             known_hashes,
             model: Some(out_name.into()),
-            artifacts: vec![artifact],
+            artifacts: vec![directory::artifact(out_name, &pruned, bytes)],
             evidence: damage.into_iter().chain(gates).collect(),
             gate_s,
             warnings: match choice.damage {
@@ -291,19 +272,13 @@ fn importance_path(
     made.map(Some).ok_or_else(|| Fault::internal("plan: expert-prune runs without an importance table"))
 }
 
-/// Side files and the changed config. Returns their names.
-fn carry(model: &OpenModel, plan: &PrunePlan, out: &Path) -> Outcome<Vec<PathBuf>> {
-    let source = HfDir::open(&model.path)?;
-    let mut files = source.copy_side_files(out)?;
-    let mut config = source.config.clone();
-    if config.set_experts(plan.keep) == 0 {
-        return Err(Fault::source(format!("{}: no key holds the number of experts", source.config.path().display())));
+/// The config of the model with `keep` experts in every mixture.
+fn config_with_experts(source: &Config, keep: usize) -> Outcome<Config> {
+    let mut config = source.clone();
+    match config.set_experts(keep) {
+        0 => Err(Fault::source(format!("{}: no key holds the number of experts", source.path().display()))),
+        _ => Ok(config),
     }
-    let path = out.join("config.json");
-    std::fs::write(&path, config.to_json())
-        .map_err(|e| Fault::infra(format!("write {}", path.display())).caused_by(e))?;
-    files.push("config.json".into());
-    Ok(files)
 }
 
 /// Where every tensor of the output must come from, in source order.

@@ -5,13 +5,12 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::StageContext;
 use super::prune_choice::Choice;
 use super::prune_healing::Healing;
+use super::{StageContext, directory};
 use crate::compress::{Importance, PrunePlan, PruneReport};
 use crate::family::{Holding, MixtureId, OpenModel};
-use crate::fault::{Fault, Outcome};
-use crate::line::stamp;
+use crate::fault::Outcome;
 use crate::model::WrittenModel;
 
 /// Name of the sidecar.
@@ -31,39 +30,27 @@ pub(super) struct About<'a> {
 
 /// Writes the sidecar into `out`.
 pub(super) fn write(cx: &StageContext<'_>, about: &About<'_>, started: &str, out: &Path) -> Outcome<()> {
-    let finished = chrono::Utc::now();
-    let seconds = stamp::parse(started).map_or(0.0, |at| (finished - at).as_seconds_f64());
-    let source = &cx.plan.source;
-    let shards = source.files.iter().filter(|f| f.name.ends_with(".safetensors"));
     let counts = about.report.counts;
-    let text = json!({
-        "schema_version": "1",
-        "tool": { "name": "factoryline expert-prune", "version": env!("CARGO_PKG_VERSION") },
-        "started_at": started,
-        "finished_at": stamp::seconds(finished),
-        "total_seconds": seconds,
-        "total_bytes_out": about.report.bytes_out,
-        "source": {
-            "dir": source.path,
-            "shards": shards.map(|f| json!({ "path": f.name, "sha256": f.sha256, "bytes": f.size })).collect::<Vec<_>>(),
-        },
-        "selection": selection(about)?,
-        "damage": about.choice.damage,
-        "router_kd": about.choice.healing.as_ref().map(Healing::figures),
-        "tensors": {
+    let mut document = directory::provenance(cx, "expert-prune", started);
+    let mut put = |key: &str, value: Value| document.insert(key.to_owned(), value);
+    put("total_bytes_out", json!(about.report.bytes_out));
+    put("selection", selection(about)?);
+    put("damage", json!(about.choice.damage));
+    put("router_kd", json!(about.choice.healing.as_ref().map(Healing::figures)));
+    put(
+        "tensors",
+        json!({
             "kept_unchanged": counts.kept_unchanged,
             "kept_renamed": counts.kept_renamed,
             "router_gate_sliced": counts.routers_sliced,
             "router_recomputed": counts.routers_recomputed,
             "stack_sliced": counts.stacks_sliced,
             "dropped_expert": counts.dropped,
-        },
-        "shards_out": shards_out(about),
-        "errors": [],
-    });
-    let bytes = serde_json::to_vec_pretty(&text)
-        .map_err(|e| Fault::internal(format!("{METADATA_FILE} cannot be written as JSON")).caused_by(e))?;
-    super::replace_file(&out.join(METADATA_FILE), &bytes)
+        }),
+    );
+    put("shards_out", directory::shards_out(about.written, &*about.pruned.stored));
+    put("errors", json!([]));
+    directory::write_metadata(out, METADATA_FILE, &document)
 }
 
 fn selection(about: &About<'_>) -> Outcome<Value> {
@@ -121,12 +108,4 @@ pub(super) fn layout(model: &OpenModel) -> &'static str {
         (false, false, true) => "deepseek-routed-shared",
         (false, false, false) => "mlp-experts-unfused",
     }
-}
-
-fn shards_out(about: &About<'_>) -> Vec<Value> {
-    let shard = |(i, file): (usize, &crate::model::FileHash)| {
-        let tensors = about.pruned.stored.metas().iter().filter(|meta| meta.file == i).count();
-        json!({ "path": file.filename, "bytes": file.size, "sha256": file.sha256, "tensor_count": tensors })
-    };
-    about.written.weights.iter().enumerate().map(shard).collect()
 }
