@@ -83,7 +83,8 @@ impl Finding {
         })
     }
 
-    fn located(&self) -> String {
+    /// Where and what, without how bad: `stages[2].quantTypes: …`.
+    pub fn located(&self) -> String {
         if self.key.is_empty() { self.message.clone() } else { format!("{}: {}", self.key, self.message) }
     }
 }

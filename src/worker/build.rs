@@ -9,7 +9,7 @@ use crate::line::claim::check_token;
 use crate::line::wire::WorkerMessage;
 use crate::line::{Layout, PartName};
 use crate::node::Node;
-use crate::recipe::{Plan, RecipeFile};
+use crate::recipe::{Plan, RecipeFile, Severity};
 use crate::stage::{Progress, StageContext, crash_point, pass_options, plan_recipe, run_stages};
 
 /// Plans the part, runs its stages, judges the result and writes it down.
@@ -37,8 +37,9 @@ fn attempt(args: &WorkerArgs, progress: &Progress<'_>) -> Outcome<()> {
         alloy_name: Some(plan.name.clone()),
         source_model: Some(plan.source.base_model.clone()),
     });
-    for finding in &plan.findings {
-        progress.warn(finding.to_string());
+    // Notes stay with the plan.
+    for finding in plan.findings.iter().filter(|finding| finding.severity == Severity::Warning) {
+        progress.warn(finding.located());
     }
     let pass = pass_options(&node, &args.work)?;
     let mut cx = StageContext::new(&plan, &args.work, progress, pass);
@@ -57,8 +58,8 @@ fn make_plan(recipe: &RecipeFile, part: &Path, node: &Node, layout: &Layout, pro
     let base = base.map_or_else(|| recipe.recipe().name.clone(), |name| name.base().to_owned());
     let hashed = |done, total| hashing.of(done, total, "hash the inputs");
     plan_recipe(recipe, &base, node, layout, &hashed).map_err(|refusal| {
-        for finding in refusal.findings.iter().filter(|finding| !finding.is_error()) {
-            progress.warn(finding.to_string());
+        for finding in refusal.findings.iter().filter(|finding| finding.severity == Severity::Warning) {
+            progress.warn(finding.located());
         }
         Fault::from(refusal)
     })
