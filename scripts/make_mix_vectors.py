@@ -36,6 +36,13 @@ MODELS = {
     "experts-8": dict(arch="llama", layers=16, hidden=256, ffn=256, heads=4, kv=1, experts=8),
     "experts-16": dict(arch="qwen3moe", layers=16, hidden=256, ffn=256, heads=4, kv=1, experts=16),
     "experts-16-tied": dict(arch="qwen3moe", layers=12, hidden=256, ffn=192, heads=4, kv=2, experts=16, tied=True),
+    # three delta nets to one attention; eight experts, and one that is always used
+    "hybrid": dict(arch="qwen35", layers=16, hidden=256, ffn=512, heads=4, kv=1, delta=True),
+    "hybrid-experts-8": dict(arch="qwen35moe", layers=16, hidden=256, ffn=256, heads=4, kv=2, experts=8, delta=True, shared=True),
+    # keys and values from one vector per token; rows of 128 in attn_k_b
+    "latent": dict(arch="deepseek2", layers=27, hidden=256, ffn=512, heads=4, kv=1, experts=16, latent=True, shared=True, lead=1),
+    "latent-experts-8": dict(arch="deepseek2", layers=10, hidden=256, ffn=256, heads=8, kv=1, experts=8, latent=True, shared=True,
+                             low_rank=True),
 }
 
 
@@ -50,12 +57,19 @@ def tensors(model):
     for layer in range(model["layers"]):
         block = f"blk.{layer}."
         yield block + "attn_norm.weight", (hidden,)
-        for matrix in ("q", "k", "v", "output"):
-            yield f"{block}attn_{matrix}.weight", (ROWS, hidden)
-        yield block + "ffn_norm.weight", (hidden,)
-        if experts:
+        for matrix in mixer(model, layer):
+            shape = (ROWS, 128) if matrix == "attn_k_b" else (ROWS, 4) if matrix == "ssm_conv1d" else (ROWS, hidden)
+            yield f"{block}{matrix}.weight", shape
+        yield block + ("post_attention_norm.weight" if model.get("delta") else "ffn_norm.weight"), (hidden,)
+        is_sparse = experts and layer >= model.get("lead", 0)
+        if is_sparse:
             yield block + "ffn_gate_inp.weight", (experts, hidden)
-        stack, end = ((experts,), "_exps.weight") if experts else ((), ".weight")
+        if is_sparse and model.get("shared"):
+            for part in ("gate", "up", "down"):
+                yield f"{block}ffn_{part}_shexp.weight", (ROWS, ffn if part == "down" else hidden)
+            if model.get("delta"):
+                yield block + "ffn_gate_inp_shexp.weight", (hidden,)
+        stack, end = ((experts,), "_exps.weight") if is_sparse else ((), ".weight")
         yield block + "ffn_gate" + end, (*stack, ROWS, hidden)
         yield block + "ffn_up" + end, (*stack, ROWS, hidden)
         yield block + "ffn_down" + end, (*stack, ROWS, ffn)
@@ -64,9 +78,39 @@ def tensors(model):
         yield "output.weight", (ROWS, hidden)
 
 
+def mixer(model, layer):
+    """The matrices of what mixes tokens in a block."""
+    if model.get("latent"):
+        queries = ["attn_q_a", "attn_q_b"] if model.get("low_rank") else ["attn_q"]
+        return [*queries, "attn_kv_a_mqa", "attn_k_b", "attn_v_b", "attn_output"]
+    if model.get("delta") and (layer + 1) % 4:
+        return ["attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta", "ssm_conv1d", "ssm_out"]
+    return ["attn_q", "attn_k", "attn_v", "attn_output"]
+
+
 def is_exact(name, shape):
     """Stored as F32 by every converter, and left alone."""
-    return len(shape) == 1 or "ffn_gate_inp" in name
+    return len(shape) == 1 or "ffn_gate_inp" in name or "ssm_conv1d" in name
+
+
+def add_special_keys(writer, model):
+    """Keys without which llama.cpp does not open a file of these architectures."""
+    arch = model["arch"]
+    counts = {}
+    if model.get("delta"):
+        counts = {"ssm.conv_kernel": 4, "ssm.state_size": 64, "ssm.group_count": 2, "ssm.time_step_rank": 4,
+                  "ssm.inner_size": 256, "full_attention_interval": 4, "rope.dimension_count": 64}
+        writer.add_array(f"{arch}.rope.dimension_sections", [11, 11, 10, 0])
+    if model.get("latent"):
+        counts = {"attention.kv_lora_rank": 256, "attention.key_length": 320, "attention.value_length": 256,
+                  "attention.key_length_mla": 192, "attention.value_length_mla": 128, "rope.dimension_count": 64,
+                  "expert_shared_count": 1, "leading_dense_block_count": model.get("lead", 0)}
+        if model.get("low_rank"):
+            counts["attention.q_lora_rank"] = 256
+    if model.get("shared"):
+        counts["expert_shared_feed_forward_length"] = model["ffn"]
+    for key, count in counts.items():
+        writer.add_uint32(f"{arch}.{key}", count)
 
 
 def write(model, path):
@@ -85,6 +129,7 @@ def write(model, path):
         writer.add_expert_count(model["experts"])
         writer.add_expert_used_count(2)
         writer.add_expert_feed_forward_length(model["ffn"])
+    add_special_keys(writer, model)
     rng = np.random.default_rng(0)
     for name, shape in tensors(model):
         writer.add_tensor(name, rng.normal(0, 0.02, shape).astype(np.float32 if is_exact(name, shape) else np.float16))

@@ -14,6 +14,7 @@ pub mod model;
 
 pub mod assay;
 pub mod compress;
+pub mod frontier;
 pub mod gate;
 
 pub mod stage;

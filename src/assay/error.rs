@@ -24,6 +24,10 @@ pub enum AssayError {
     TooFewTokens { tokens: usize, context: usize },
     #[error("a context of {context} tokens is too {what} for this measurement")]
     Context { context: usize, what: &'static str, hint: String },
+    #[error("{first} and {other} make different tokens of the text, from sequence {sequence}, token {token} on", first = first.display(), other = other.display())]
+    Tokenizers { first: PathBuf, other: PathBuf, sequence: usize, token: usize },
+    #[error("{runner} compares with another model, and none is named")]
+    NoBase { runner: &'static str },
     #[error("no position of the text can be scored: every sequence has one token")]
     NothingScored,
     #[error(transparent)]
@@ -48,6 +52,9 @@ impl From<AssayError> for Fault {
             AssayError::TooFewTokens { .. } | AssayError::NothingScored => {
                 Fault::source(text).hint("use a longer text or a shorter context")
             }
+            AssayError::Tokenizers { .. } => Fault::source(text)
+                .hint("compare models of one tokenizer; if they should have the same, one's tokenizer files are wrong"),
+            AssayError::NoBase { .. } => Fault::recipe(text).hint("name it: --against MODEL"),
             AssayError::Context { hint, .. } => Fault::recipe(text).hint(hint),
             AssayError::Model(source) => source.into(),
             AssayError::Engine(source) => source.into(),

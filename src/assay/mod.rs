@@ -3,15 +3,16 @@
 //! Enters: an open model, a [`Request`] (what to measure it on). Leaves: a [`Measurement`], the same fields for every
 //! caller (`foreman assay`, the eval stage, the gate). A new runner is one file and one line in [`RUNNERS`].
 
-mod divergence;
 mod error;
+mod meter;
+mod statistics;
 mod windows;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use divergence::{Divergence, divergence};
+pub use divergence::{Divergence, compare, divergence};
 pub use error::AssayError;
 pub use perplexity::{PerplexityOptions, Score, perplexity};
 
@@ -25,6 +26,10 @@ pub trait Runner: Sync {
     fn name(&self) -> &'static str;
     /// One line: what the figure means.
     fn summary(&self) -> &'static str;
+    /// Measures a model against another, [`Request::against`].
+    fn compares(&self) -> bool {
+        false
+    }
     /// Measures.
     ///
     /// # Errors
@@ -32,7 +37,7 @@ pub trait Runner: Sync {
     fn run(
         &self,
         model: &OpenModel,
-        request: &Request,
+        request: &Request<'_>,
         progress: &dyn Fn(PassProgress),
     ) -> Result<Measurement, AssayError>;
 }
@@ -41,6 +46,7 @@ crate::registry! {
     /// Every runner of this build.
     pub RUNNERS: dyn Runner {
         perplexity => Perplexity,
+        divergence => KlDivergence,
     }
 }
 
@@ -94,13 +100,13 @@ impl Convention {
 }
 
 /// One measurement to make.
-#[derive(Clone, Debug)]
-pub struct Request {
+#[derive(Clone)]
+pub struct Request<'a> {
     pub data: Data,
+    /// The model to compare with, for a runner that compares.
+    pub against: Option<&'a OpenModel>,
     /// At most this many windows or sequences, from the start.
     pub limit: Option<usize>,
-    /// The model's hash, if the caller has it; passed through to the result.
-    pub model_hash: Option<Sha>,
     pub options: PassOptions,
 }
 
@@ -129,10 +135,31 @@ pub struct Measurement {
     /// What the engine had predicted, bytes.
     pub predicted_peak_bytes: u64,
     pub data_sha256: Sha,
-    pub model_hash: Option<Sha>,
+    /// From the model that was compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divergence: Option<Divergence>,
 }
 
 impl Measurement {
+    fn of(runner: &str, input: &windows::Sequences, score: Score) -> Self {
+        Measurement {
+            runner: runner.to_owned(),
+            convention: input.convention.to_owned(),
+            context: input.context,
+            tokens: score.tokens,
+            scored: score.scored,
+            nll: score.nll,
+            nll_stderr: score.nll_stderr,
+            perplexity: score.perplexity,
+            seconds: score.seconds,
+            tokens_per_s: score.tokens_per_s,
+            peak_rss_bytes: score.peak_rss_bytes,
+            predicted_peak_bytes: score.predicted_peak_bytes,
+            data_sha256: input.data_sha256,
+            divergence: None,
+        }
+    }
+
     pub fn predicted_peak(&self) -> Bytes {
         Bytes(self.predicted_peak_bytes)
     }

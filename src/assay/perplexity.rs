@@ -1,5 +1,6 @@
 //! Perplexity: exp of the mean negative log-likelihood of a text's tokens.
 
+use super::statistics::Mean;
 use super::windows::{cut, sequences};
 use super::{AssayError, Convention, Measurement, Request, Runner};
 use crate::engine::{PassOptions, PassProgress, PassReport, run_pass};
@@ -30,14 +31,15 @@ pub struct Score {
 }
 
 impl Score {
-    fn of(report: &PassReport) -> Self {
-        let nll = report.mean_nll();
+    /// `nll`: those of the model in question, of the pass that `report` tells of.
+    pub(super) fn of(report: &PassReport, nll: &[f64]) -> Self {
+        let mean = Mean::of(nll);
         Score {
             tokens: report.tokens,
-            scored: report.nll.len(),
-            nll,
-            nll_stderr: report.nll_stderr(),
-            perplexity: nll.exp(),
+            scored: nll.len(),
+            nll: mean.value,
+            nll_stderr: mean.stderr,
+            perplexity: mean.value.exp(),
             seconds: report.seconds,
             tokens_per_s: report.tokens_per_s(),
             peak_rss_bytes: report.peak.unwrap_or_default().0,
@@ -58,7 +60,8 @@ pub fn perplexity(
     progress: &dyn Fn(PassProgress),
 ) -> Result<Score, AssayError> {
     let (tokens, scoring) = cut(model, ids, options, usize::MAX)?;
-    Ok(Score::of(&run_pass(model, &tokens, scoring, pass, &mut [], progress)?))
+    let report = run_pass(model, &tokens, scoring, pass, &mut [], progress)?;
+    Ok(Score::of(&report, &report.nll))
 }
 
 pub struct Perplexity;
@@ -75,27 +78,11 @@ impl Runner for Perplexity {
     fn run(
         &self,
         model: &OpenModel,
-        request: &Request,
+        request: &Request<'_>,
         progress: &dyn Fn(PassProgress),
     ) -> Result<Measurement, AssayError> {
         let input = sequences(model, &request.data, request.limit)?;
         let report = run_pass(model, &input.tokens, input.scoring, &request.options, &mut [], progress)?;
-        let score = Score::of(&report);
-        Ok(Measurement {
-            runner: self.name().to_owned(),
-            convention: input.convention.to_owned(),
-            context: input.context,
-            tokens: score.tokens,
-            scored: score.scored,
-            nll: score.nll,
-            nll_stderr: score.nll_stderr,
-            perplexity: score.perplexity,
-            seconds: score.seconds,
-            tokens_per_s: score.tokens_per_s,
-            peak_rss_bytes: score.peak_rss_bytes,
-            predicted_peak_bytes: score.predicted_peak_bytes,
-            data_sha256: input.data_sha256,
-            model_hash: request.model_hash,
-        })
+        Ok(Measurement::of(self.name(), &input, Score::of(&report, &report.nll)))
     }
 }

@@ -28,6 +28,44 @@ pub fn sequences(model: &OpenModel, data: &Data, limit: Option<usize>) -> Result
     }
 }
 
+/// Sequences on which `base` and `others` can be compared: every one that has a tokenizer must make the same of the data.
+///
+/// # Errors
+/// As [`sequences`], for any of the models; tokenizers that differ.
+pub fn common_sequences(
+    base: &OpenModel,
+    others: &[&OpenModel],
+    data: &Data,
+    limit: Option<usize>,
+) -> Result<Sequences, AssayError> {
+    let mut agreed: Option<(&OpenModel, Sequences)> = None;
+    for &model in std::iter::once(&base).chain(others) {
+        let own = match sequences(model, data, limit) {
+            Err(AssayError::NoTokenizer { .. }) => continue,
+            own => own?,
+        };
+        match &agreed {
+            None => agreed = Some((model, own)),
+            Some((first, known)) => same_tokens(first, &known.tokens, model, &own.tokens)?,
+        }
+    }
+    let (_, agreed) = agreed.ok_or_else(|| AssayError::NoTokenizer { path: base.path.clone() })?;
+    std::iter::once(&base).chain(others).try_for_each(|model| check_context(model, agreed.context))?;
+    Ok(agreed)
+}
+
+fn same_tokens(first: &OpenModel, ours: &[Vec<u32>], other: &OpenModel, theirs: &[Vec<u32>]) -> Result<(), AssayError> {
+    if ours == theirs {
+        return Ok(());
+    }
+    let sequence = ours.iter().zip(theirs).position(|(a, b)| a != b).unwrap_or(ours.len().min(theirs.len()));
+    let token = match (ours.get(sequence), theirs.get(sequence)) {
+        (Some(a), Some(b)) => a.iter().zip(b).take_while(|(a, b)| a == b).count(),
+        _ => 0,
+    };
+    Err(AssayError::Tokenizers { first: first.path.clone(), other: other.path.clone(), sequence, token })
+}
+
 /// Cuts the ids of a text into windows by convention.
 ///
 /// # Errors

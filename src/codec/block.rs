@@ -3,8 +3,8 @@
 use half::f16;
 
 use super::fit_affine::{Offsets, fit_affine};
-use super::fit_linear::{Grid, fit_linear};
-use super::lanes::{Blocks, LANES};
+use super::fit_linear::{LevelSet, Sign, fit_linear};
+use super::lanes::{Blocks, LANES, byte, inverse, round, within};
 use super::super_block::finite_f16;
 use super::weights::{Plain, weigh};
 
@@ -47,36 +47,48 @@ pub(super) fn put_f16(raw: &mut [u8], at: usize, v: f16) {
     raw[at..at + 2].copy_from_slice(&v.to_le_bytes());
 }
 
-/// Finds a scale for every block of `N` values and has `each` write the block with it.
+/// 32 codes of 4 bits in 16 bytes: element j in the low nibble of byte j, element j + 16 in its high one.
 #[inline(always)]
-pub(super) fn encode_fitted<G: Grid, const N: usize, const BYTES: usize>(
+pub(super) fn put_nibbles(codes: &[u8; 32], out: &mut [u8]) {
+    for j in 0..16 {
+        out[j] = codes[j] | (codes[j + 16] << 4);
+    }
+}
+
+/// Finds a scale for every block of `N` values and has `each` write the codes it gives.
+#[inline(always)]
+pub(super) fn encode_fitted<S: LevelSet, const N: usize, const BYTES: usize>(
+    set: S,
     values: &[f32],
     importance: Option<&[f32]>,
     bytes: &mut [u8],
     factors: &[f32],
-    each: impl Fn(&[f32; N], f16, &mut [u8; BYTES]),
+    each: impl Fn(&[u8; N], f16, &mut [u8; BYTES]),
 ) {
     assert!(values.len().is_multiple_of(N) && bytes.len() == values.len() / N * BYTES, "whole blocks in and out");
     let mut weights = vec![0f32; values.len()];
     weigh(values, importance, Plain::RmsPlusMagnitude(N), &mut weights);
     let groups = values.chunks(LANES * N).zip(weights.chunks(LANES * N)).zip(bytes.chunks_mut(LANES * BYTES));
     for ((values, weights), bytes) in groups {
-        let fit = fit_linear::<G, N>(&Blocks::gather(values, weights), factors);
+        let lanes = Blocks::<N>::gather(values, weights);
+        let fit = fit_linear(set, &lanes.x, &lanes.w, factors, Sign::Any);
         let blocks = values.as_chunks::<N>().0.iter().zip(bytes.as_chunks_mut::<BYTES>().0);
         for ((block, out), &scale) in blocks.zip(&fit.scale) {
-            each(block, finite_f16(scale), out);
+            let scale = finite_f16(scale);
+            let unit = inverse(scale.to_f32());
+            each(&block.map(|x| set.code(x * unit)), scale, out);
         }
     }
 }
 
-/// Finds a scale and an offset (added) for every block of 32 values and has `each` write the block with them.
+/// Finds a scale and an offset (added) for every block of 32 values and has `each` write the codes they give.
 #[inline(always)]
 pub(super) fn encode_fitted_affine<const BYTES: usize>(
     values: &[f32],
     importance: &[f32],
     bytes: &mut [u8],
     (top, trials): (f32, &[f32]),
-    each: impl Fn(&[f32; 32], f16, f16, &mut [u8; BYTES]),
+    each: impl Fn(&[u8; 32], f16, f16, &mut [u8; BYTES]),
 ) {
     const N: usize = 32;
     assert!(values.len().is_multiple_of(N) && bytes.len() == values.len() / N * BYTES, "whole blocks in and out");
@@ -84,10 +96,13 @@ pub(super) fn encode_fitted_affine<const BYTES: usize>(
     weigh(values, Some(importance), Plain::RmsPlusMagnitude(N), &mut weights);
     let groups = values.chunks(LANES * N).zip(weights.chunks(LANES * N)).zip(bytes.chunks_mut(LANES * BYTES));
     for ((values, weights), bytes) in groups {
-        let fit = fit_affine(&Blocks::<N>::gather(values, weights), top, trials, Offsets::Any);
+        let lanes = Blocks::<N>::gather(values, weights);
+        let fit = fit_affine(&lanes.x, &lanes.w, top, trials, Offsets::Any);
         let blocks = values.as_chunks::<N>().0.iter().zip(bytes.as_chunks_mut::<BYTES>().0);
         for (lane, (block, out)) in blocks.enumerate() {
-            each(block, finite_f16(fit.scale[lane]), finite_f16(fit.offset[lane]), out);
+            let (scale, offset) = (finite_f16(fit.scale[lane]), finite_f16(fit.offset[lane]));
+            let (unit, low) = (inverse(scale.to_f32()), offset.to_f32());
+            each(&block.map(|x| byte(round(within((x - low) * unit, 0.0, top)))), scale, offset, out);
         }
     }
 }
@@ -117,6 +132,9 @@ macro_rules! block_codec {
             }
             fn decode(&self, bytes: &[u8], values: &mut [f32]) {
                 dequantize(bytes, values);
+            }
+            fn grid(&self) -> Option<&dyn super::Grid> {
+                Some(self)
             }
         }
 

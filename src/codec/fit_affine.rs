@@ -4,7 +4,7 @@
 //! least squares, and those of least weighted squared error stay (the search of llama.cpp's k-quants). The error comes
 //! from the same sums as the solution, so every trial is one pass over the values.
 
-use super::lanes::{Blocks, LANES, Lanes, inverse, lanes, round, within};
+use super::lanes::{LANES, Lanes, inverse, lanes, round, within};
 
 /// Per block: the fit, and what it weighs.
 pub(super) struct Affine {
@@ -42,19 +42,20 @@ struct Codes {
 /// Times the values are coded anew with the best fit so far and fitted again.
 const REFITS: usize = 2;
 
-/// `trials` are added to `top` before the division by the range.
+/// `x` and `w`: values and the weights of their squared errors, eight blocks side by side. `trials` are added to `top`
+/// before the division by the range.
 #[inline(always)]
-pub(super) fn fit_affine<const N: usize>(blocks: &Blocks<N>, top: f32, trials: &[f32], offsets: Offsets) -> Affine {
-    let all = totals(blocks, offsets);
+pub(super) fn fit_affine(x: &[Lanes], w: &[Lanes], top: f32, trials: &[f32], offsets: Offsets) -> Affine {
+    let all = totals(x, w, offsets);
     let span = lanes(|l| inverse(all.high[l] - all.low[l]));
-    let first = codes(blocks, &all.low, &lanes(|l| top * span[l]), top);
+    let first = codes(x, w, &all.low, &lanes(|l| top * span[l]), top);
     let mut best =
         Affine { scale: lanes(|l| (all.high[l] - all.low[l]) / top), offset: all.low, gain: first.wqq, mass: all.w };
     let mut least = lanes(|l| error(&all, &first, l, best.scale[l], best.offset[l]));
     for step in 0..trials.len() + REFITS {
         let codes = match trials.get(step) {
-            Some(trial) => codes(blocks, &all.low, &lanes(|l| (top + trial) * span[l]), top),
-            None => codes(blocks, &best.offset, &lanes(|l| inverse(best.scale[l])), top),
+            Some(trial) => codes(x, w, &all.low, &lanes(|l| (top + trial) * span[l]), top),
+            None => codes(x, w, &best.offset, &lanes(|l| inverse(best.scale[l])), top),
         };
         for (l, least) in least.iter_mut().enumerate() {
             let (scale, offset) = solve(&all, &codes, l, offsets);
@@ -71,9 +72,10 @@ pub(super) fn fit_affine<const N: usize>(blocks: &Blocks<N>, top: f32, trials: &
 }
 
 #[inline(always)]
-fn totals<const N: usize>(blocks: &Blocks<N>, offsets: Offsets) -> Totals {
-    let mut all = Totals { low: blocks.x[0], high: blocks.x[0], w: [0.0; 8], wx: [0.0; 8], wxx: [0.0; 8] };
-    for (x, w) in blocks.x.iter().zip(&blocks.w) {
+fn totals(x: &[Lanes], w: &[Lanes], offsets: Offsets) -> Totals {
+    let first = x.first().copied().unwrap_or_default();
+    let mut all = Totals { low: first, high: first, w: [0.0; 8], wx: [0.0; 8], wxx: [0.0; 8] };
+    for (x, w) in x.iter().zip(w) {
         for l in 0..LANES {
             all.low[l] = if x[l] < all.low[l] { x[l] } else { all.low[l] };
             all.high[l] = if x[l] > all.high[l] { x[l] } else { all.high[l] };
@@ -89,9 +91,9 @@ fn totals<const N: usize>(blocks: &Blocks<N>, offsets: Offsets) -> Totals {
 }
 
 #[inline(always)]
-fn codes<const N: usize>(blocks: &Blocks<N>, offset: &Lanes, inverse: &Lanes, top: f32) -> Codes {
+fn codes(x: &[Lanes], w: &[Lanes], offset: &Lanes, inverse: &Lanes, top: f32) -> Codes {
     let mut sums = Codes { wq: [0.0; 8], wqq: [0.0; 8], wqx: [0.0; 8] };
-    for (x, w) in blocks.x.iter().zip(&blocks.w) {
+    for (x, w) in x.iter().zip(w) {
         for l in 0..LANES {
             let q = round(within((x[l] - offset[l]) * inverse[l], 0.0, top));
             let wq = w[l] * q;

@@ -3,28 +3,54 @@
 //! Inverse scales are tried, each a factor over the value of largest magnitude (with its sign); for the levels each
 //! gives, the scale follows from weighted least squares. The scale may be negative: sets of levels are lopsided.
 
-use super::lanes::{Blocks, LANES, Lanes, inverse, lanes, round, within};
+use super::lanes::{LANES, Lanes, inverse, lanes, round, within};
 
 /// A set of levels.
-pub(super) trait Grid {
+pub(super) trait LevelSet: Copy {
     /// The level nearest to `v`.
-    fn nearest(v: f32) -> f32;
+    fn nearest(self, v: f32) -> f32;
     /// What is stored for the level nearest to `v`.
-    fn code(v: f32) -> u8;
+    fn code(self, v: f32) -> u8;
 }
 
 /// Whole numbers from `LOW` to `HIGH`, stored as their distance from `LOW`.
+#[derive(Clone, Copy)]
 pub(super) struct Whole<const LOW: i8, const HIGH: i8>;
 
-impl<const LOW: i8, const HIGH: i8> Grid for Whole<LOW, HIGH> {
+impl<const LOW: i8, const HIGH: i8> LevelSet for Whole<LOW, HIGH> {
     #[inline(always)]
-    fn nearest(v: f32) -> f32 {
+    fn nearest(self, v: f32) -> f32 {
         round(within(v, f32::from(LOW), f32::from(HIGH)))
     }
     #[inline(always)]
-    fn code(v: f32) -> u8 {
-        super::lanes::byte(Self::nearest(v) - f32::from(LOW))
+    fn code(self, v: f32) -> u8 {
+        super::lanes::byte(self.nearest(v) - f32::from(LOW))
     }
+}
+
+/// Whole numbers between bounds known at run time.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    pub low: f32,
+    pub high: f32,
+}
+
+impl LevelSet for Span {
+    #[inline(always)]
+    fn nearest(self, v: f32) -> f32 {
+        round(within(v, self.low, self.high))
+    }
+    #[inline(always)]
+    fn code(self, v: f32) -> u8 {
+        super::lanes::byte(self.nearest(v) - self.low)
+    }
+}
+
+/// What scales the format can store.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Sign {
+    Any,
+    Positive,
 }
 
 /// Per block: the scale, and Σ w·level², which is what an error of the scale costs.
@@ -36,13 +62,17 @@ pub(super) struct Linear {
 /// Times the values are coded anew with the best scale so far and the scale is fitted again.
 const REFITS: usize = 2;
 
+/// `x` and `w`: values and the weights of their squared errors, eight blocks side by side.
 #[inline(always)]
-pub(super) fn fit_linear<G: Grid, const N: usize>(blocks: &Blocks<N>, factors: &[f32]) -> Linear {
+pub(super) fn fit_linear<S: LevelSet>(set: S, x: &[Lanes], w: &[Lanes], factors: &[f32], sign: Sign) -> Linear {
     let mut extreme = [0f32; LANES];
-    for x in &blocks.x {
+    for x in x {
         for l in 0..LANES {
             extreme[l] = if x[l].abs() > extreme[l].abs() { x[l] } else { extreme[l] };
         }
+    }
+    if sign == Sign::Positive {
+        extreme = extreme.map(f32::abs);
     }
     let unit = lanes(|l| inverse(extreme[l]));
     let mut best = Linear { scale: [0.0; LANES], gain: [0.0; LANES] };
@@ -53,9 +83,9 @@ pub(super) fn fit_linear<G: Grid, const N: usize>(blocks: &Blocks<N>, factors: &
             None => lanes(|l| inverse(best.scale[l])),
         };
         let (mut wqq, mut wqx) = ([0f32; LANES], [0f32; LANES]);
-        for (x, w) in blocks.x.iter().zip(&blocks.w) {
+        for (x, w) in x.iter().zip(w) {
             for l in 0..LANES {
-                let q = G::nearest(x[l] * unit[l]);
+                let q = set.nearest(x[l] * unit[l]);
                 let wq = w[l] * q;
                 wqq[l] += wq * q;
                 wqx[l] += wq * x[l];
@@ -76,12 +106,12 @@ pub(super) fn fit_linear<G: Grid, const N: usize>(blocks: &Blocks<N>, factors: &
 
 /// Σ w·(scale·level − x)² of every block under these scales, each value at its nearest level.
 #[inline(always)]
-pub(super) fn linear_errors<G: Grid, const N: usize>(blocks: &Blocks<N>, scale: &Lanes) -> Lanes {
+pub(super) fn linear_errors<S: LevelSet>(set: S, x: &[Lanes], w: &[Lanes], scale: &Lanes) -> Lanes {
     let unit = lanes(|l| inverse(scale[l]));
     let mut errors = [0f32; LANES];
-    for (x, w) in blocks.x.iter().zip(&blocks.w) {
+    for (x, w) in x.iter().zip(w) {
         for l in 0..LANES {
-            let off = scale[l] * G::nearest(x[l] * unit[l]) - x[l];
+            let off = scale[l] * set.nearest(x[l] * unit[l]) - x[l];
             errors[l] += w[l] * off * off;
         }
     }

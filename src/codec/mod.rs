@@ -7,12 +7,17 @@
 //! The block formats that search for their scales share `lanes` (eight blocks side by side), `fit_affine` and
 //! `fit_linear` (the searches), `super_block` (scales of scales) and `weights` (what an error costs where).
 mod block;
+mod block_grid;
 mod dtype;
 mod finite;
 mod fit_affine;
 mod fit_linear;
+mod grid;
+mod int_grid;
 mod lanes;
+mod levels;
 mod mxfp4_published;
+mod packed_ints;
 mod six_bit;
 mod super_block;
 mod ternary;
@@ -21,7 +26,11 @@ mod widen;
 
 pub use dtype::Dtype;
 pub use finite::{first_beyond, first_non_finite};
+pub use grid::{Grid, error_weights, grid_for};
+pub use int_grid::{IntGrid, IntRow};
+pub use levels::{Levels, MOST_PARTS, Rungs, ScaleType, Table};
 pub use mxfp4_published::{MXFP4_BLOCK, MXFP4_BYTES, mxfp4_to_bf16};
+pub use packed_ints::{pack_ints, packed_bytes, unpack_ints};
 pub use widen::{narrow_to_bf16, widen_bf16, widen_f16, widen_plain};
 
 /// One number format.
@@ -55,6 +64,11 @@ pub trait Codec: Sync {
 
     /// Reads bytes back as values.
     fn decode(&self, bytes: &[u8], values: &mut [f32]);
+
+    /// The format with its codes left open, where a quantizer can choose them; plain numbers have none.
+    fn grid(&self) -> Option<&dyn Grid> {
+        None
+    }
 
     /// As [`Codec::encode`], from raw little-endian bf16 (two bytes per value).
     fn encode_bf16(&self, source: &[u8], bytes: &mut [u8]) {

@@ -5,7 +5,9 @@
 //! to the smaller magnitude.
 
 use super::block::{block_codec, decode_blocks, encode_blocks};
+use super::block_grid::block_grid;
 use super::lanes::extreme;
+use super::levels::{Levels, Store, Table};
 
 block_codec! {
     pub struct Mxfp4 = super::Dtype::Mxfp4,
@@ -65,4 +67,41 @@ fn decode(bytes: &[u8], values: &mut [f32]) {
             out[j + 16] = value(raw[1 + j] >> 4);
         }
     });
+}
+
+/// The levels ascending, doubled: what the sorted codes of the grid number.
+static TABLE: [f32; 15] = [-12.0, -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0];
+
+block_grid! {
+    Mxfp4, 32 in 17, offsets false,
+    |values: (&[f32], &[f32]), out: &mut Vec<Levels>| {
+        out.extend(values.0.chunks(32).zip(values.1.chunks(32)).map(|(x, w)| fit_power(x, w)));
+    },
+    pack
+}
+
+/// The power of two of least weighted squared error among the one ggml takes and its neighbours.
+fn fit_power(x: &[f32], w: &[f32]) -> Levels {
+    let exponent = ((extreme(x).to_bits() >> 23) & 0xff).saturating_sub(2) as u8;
+    let candidates = [exponent, exponent.saturating_sub(1), exponent.saturating_add(1)];
+    let mut best: Option<(f32, Levels)> = None;
+    for exponent in candidates {
+        let levels = Levels::single(32, Table::Uneven(&TABLE), Store::Power, half_power(exponent), 0.0);
+        let rungs = levels.rungs(0);
+        let error = x.iter().zip(w).map(|(x, w)| w * (rungs.nearest(*x).1 - x).powi(2)).sum();
+        if best.as_ref().is_none_or(|(least, _)| error < *least) {
+            best = Some((error, levels));
+        }
+    }
+    best.map_or_else(|| Levels::single(32, Table::Uneven(&TABLE), Store::Power, 0.0, 0.0), |(_, levels)| levels)
+}
+
+#[inline(always)]
+fn pack(levels: &Levels, codes: &[u8; 32], out: &mut [u8; 17]) {
+    // Twice the step is the power; its exponent field is what is stored.
+    out[0] = ((levels.steps[0].to_bits() >> 23) + 1).min(254) as u8;
+    let stored = |rank: u8| if rank < 7 { 8 | (7 - rank) } else { rank - 7 };
+    for j in 0..16 {
+        out[1 + j] = stored(codes[j]) | (stored(codes[j + 16]) << 4);
+    }
 }

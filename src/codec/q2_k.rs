@@ -4,7 +4,8 @@
 //! l, l + 32, l + 64, l + 96 from the lowest bits up. 80–83: d and dmin as f16.
 
 use super::block::{block_codec, decode_blocks, encode_blocks, f16_at, put_f16};
-use super::super_block::{AffineSearch, encode_affine};
+use super::block_grid::{affine_super, block_grid, fit_affine_supers};
+use super::super_block::{AffineSearch, AffineSuper, encode_affine};
 use super::weights::{Plain, weigh};
 
 block_codec! {
@@ -25,18 +26,23 @@ fn encode(values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
         let mut weights = [0f32; 256];
         weigh(x, importance, Plain::RmsPlusMagnitude(16), &mut weights);
         let best = encode_affine::<16, 16>(x, &weights, &SEARCH);
-        for (byte, (scale, offset)) in out.iter_mut().zip(best.scales.iter().zip(&best.offsets)) {
-            *byte = scale | (offset << 4);
-        }
-        for half in 0..2 {
-            let codes = &best.codes[128 * half..];
-            for l in 0..32 {
-                out[16 + 32 * half + l] = codes[l] | (codes[l + 32] << 2) | (codes[l + 64] << 4) | (codes[l + 96] << 6);
-            }
-        }
-        put_f16(out, 80, best.step);
-        put_f16(out, 82, best.offset_step);
+        pack(&best, out);
     });
+}
+
+#[inline(always)]
+fn pack(best: &AffineSuper<16>, out: &mut [u8; 84]) {
+    for (byte, (scale, offset)) in out.iter_mut().zip(best.scales.iter().zip(&best.offsets)) {
+        *byte = scale | (offset << 4);
+    }
+    for half in 0..2 {
+        let codes = &best.codes[128 * half..];
+        for l in 0..32 {
+            out[16 + 32 * half + l] = codes[l] | (codes[l + 32] << 2) | (codes[l + 64] << 4) | (codes[l + 96] << 6);
+        }
+    }
+    put_f16(out, 80, best.step);
+    put_f16(out, 82, best.offset_step);
 }
 
 #[inline(always)]
@@ -52,4 +58,10 @@ fn decode(bytes: &[u8], values: &mut [f32]) {
             }
         }
     });
+}
+
+block_grid! {
+    Q2K, 256 in 84, offsets true,
+    |values, out| fit_affine_supers::<16, 16>(values, &SEARCH, out),
+    |levels, codes, out| pack(&affine_super(levels, codes), out)
 }

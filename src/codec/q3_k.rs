@@ -4,8 +4,10 @@
 //! s + 32: low nibbles of 0–7 and of 8–15 in bytes 96–103, their top two bits in bytes 104–107. 108: d as f16.
 
 use super::block::{block_codec, decode_blocks, encode_blocks, f16_at, put_f16};
+use super::block_grid::{block_grid, fit_linear_supers, linear_super};
 use super::fit_linear::Whole;
-use super::super_block::{LinearSearch, encode_linear};
+use super::levels::Table;
+use super::super_block::{LinearSearch, LinearSuper, encode_linear};
 use super::weights::{Plain, weigh};
 
 block_codec! {
@@ -14,6 +16,7 @@ block_codec! {
     up to 32.0 * 65504.0, encode, decode
 }
 
+const LEVELS: Whole<-4, 3> = Whole;
 const SEARCH: LinearSearch = LinearSearch {
     factors: &[-2.6, -3.0, -3.3, -3.5, -3.7, -3.85, -4.0, -4.15, -4.3, -4.5, -4.75, -5.0, 2.7, 3.0, 3.3],
     low: -32.0,
@@ -25,23 +28,28 @@ fn encode(values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
     encode_blocks::<256, 110>(values, importance, bytes, |x, importance, out| {
         let mut weights = [0f32; 256];
         weigh(x, importance, Plain::RmsPlusMagnitude(16), &mut weights);
-        let best = encode_linear::<Whole<-4, 3>, 16, 16>(x, &weights, &SEARCH);
-        for l in 0..32 {
-            out[l] = (0..8).fold(0, |bits, k| bits | (best.codes[32 * k + l] >> 2 << k));
-            for half in 0..2 {
-                let codes = &best.codes[128 * half..];
-                out[32 + 32 * half + l] = (0..4).fold(0, |bits, k| bits | ((codes[32 * k + l] & 3) << (2 * k)));
-            }
-        }
-        let scales = best.scales.map(|s| (s + 32) as u8);
-        for i in 0..8 {
-            out[96 + i] = (scales[i] & 15) | (scales[i + 8] << 4);
-        }
-        for i in 0..4 {
-            out[104 + i] = (0..4).fold(0, |bits, k| bits | (scales[4 * k + i] >> 4 << (2 * k)));
-        }
-        put_f16(out, 108, best.step);
+        let best = encode_linear::<_, 16, 16>(LEVELS, x, &weights, &SEARCH);
+        pack(&best, out);
     });
+}
+
+#[inline(always)]
+fn pack(best: &LinearSuper<16>, out: &mut [u8; 110]) {
+    for l in 0..32 {
+        out[l] = (0..8).fold(0, |bits, k| bits | (best.codes[32 * k + l] >> 2 << k));
+        for half in 0..2 {
+            let codes = &best.codes[128 * half..];
+            out[32 + 32 * half + l] = (0..4).fold(0, |bits, k| bits | ((codes[32 * k + l] & 3) << (2 * k)));
+        }
+    }
+    let scales = best.scales.map(|s| (s + 32) as u8);
+    for i in 0..8 {
+        out[96 + i] = (scales[i] & 15) | (scales[i + 8] << 4);
+    }
+    for i in 0..4 {
+        out[104 + i] = (0..4).fold(0, |bits, k| bits | (scales[4 * k + i] >> 4 << (2 * k)));
+    }
+    put_f16(out, 108, best.step);
 }
 
 #[inline(always)]
@@ -62,4 +70,10 @@ fn decode(bytes: &[u8], values: &mut [f32]) {
             }
         }
     });
+}
+
+block_grid! {
+    Q3K, 256 in 110, offsets false,
+    |values, out| fit_linear_supers::<_, 16, 16>(LEVELS, values, &SEARCH, Table::Whole(-4.0, 3.0), out),
+    |levels, codes, out| pack(&linear_super(levels, codes), out)
 }

@@ -7,9 +7,10 @@
 
 use half::f16;
 
-use super::block::{encode_fitted, put_f16};
-use super::fit_linear::{Grid, Whole};
-use super::lanes::inverse;
+use super::block::{encode_fitted, put_f16, put_nibbles};
+use super::block_grid::{block_grid, fit_scales, scale_of};
+use super::fit_linear::Whole;
+use super::levels::Table;
 use super::{Codec, Dtype, multiversion};
 
 const ELEMS: usize = 32;
@@ -36,6 +37,9 @@ impl Codec for Q4_0 {
     }
     fn decode(&self, bytes: &[u8], values: &mut [f32]) {
         dequantize_q4_0(bytes, values);
+    }
+    fn grid(&self) -> Option<&dyn super::Grid> {
+        Some(self)
     }
 }
 
@@ -64,7 +68,7 @@ fn quantize_body(values: &[f32], bytes: &mut [u8]) {
     }
 }
 
-type Levels = Whole<-8, 7>;
+const LEVELS: Whole<-8, 7> = Whole;
 const FACTORS: [f32; 13] = [-6.6, -7.0, -7.3, -7.5, -7.7, -7.85, -8.0, -8.15, -8.35, -8.6, -9.0, 7.0, 7.5];
 
 multiversion! {
@@ -73,13 +77,13 @@ multiversion! {
 
 #[inline(always)]
 fn quantize_weighted_body(values: &[f32], importance: &[f32], bytes: &mut [u8]) {
-    encode_fitted::<Levels, ELEMS, BYTES>(values, Some(importance), bytes, &FACTORS, |x, scale, out| {
-        let unit = inverse(scale.to_f32());
-        put_f16(out, 0, scale);
-        for j in 0..ELEMS / 2 {
-            out[2 + j] = Levels::code(x[j] * unit) | (Levels::code(x[j + ELEMS / 2] * unit) << 4);
-        }
-    });
+    encode_fitted(LEVELS, values, Some(importance), bytes, &FACTORS, pack);
+}
+
+#[inline(always)]
+fn pack(codes: &[u8; ELEMS], scale: f16, out: &mut [u8; BYTES]) {
+    put_f16(out, 0, scale);
+    put_nibbles(codes, &mut out[2..]);
 }
 
 /// The value of largest magnitude with its sign; of equal ones the first.
@@ -125,4 +129,10 @@ fn dequantize_body(bytes: &[u8], values: &mut [f32]) {
             *b = f32::from((q >> 4) as i8 - 8) * scale;
         }
     }
+}
+
+block_grid! {
+    Q4_0, 32 in 18, offsets false,
+    |values, out| fit_scales::<_, 32>(LEVELS, values, &FACTORS, Table::Whole(-8.0, 7.0), out),
+    |levels, codes, out| pack(codes, scale_of(levels), out)
 }

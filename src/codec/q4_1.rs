@@ -6,8 +6,9 @@
 
 use half::f16;
 
-use super::block::{block_codec, decode_blocks, encode_blocks, encode_fitted_affine, f16_at, put_f16};
-use super::lanes::{byte, inverse, round, within};
+use super::block::{block_codec, decode_blocks, encode_blocks, encode_fitted_affine, f16_at, put_f16, put_nibbles};
+use super::block_grid::{block_grid, fit_scales_and_offsets, offset_of, scale_of};
+use super::lanes::byte;
 
 block_codec! {
     pub struct Q4_1 = super::Dtype::Q4_1,
@@ -20,26 +21,22 @@ const TRIALS: [f32; 12] = [-1.0, -0.8, -0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8
 #[inline(always)]
 fn encode(values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
     if let Some(importance) = importance {
-        return encode_fitted_affine::<20>(values, importance, bytes, (15.0, &TRIALS), |x, d, m, out| {
-            let (unit, offset) = (inverse(d.to_f32()), m.to_f32());
-            write(x, d, m, out, |v| byte(round(within((v - offset) * unit, 0.0, 15.0))));
-        });
+        return encode_fitted_affine::<20>(values, importance, bytes, (15.0, &TRIALS), pack);
     }
     encode_blocks::<32, 20>(values, None, bytes, |x, _, out| {
         let (low, high) = super::lanes::bounds(x);
         let scale = (high - low) / 15.0;
         let unit = if scale != 0.0 { 1.0 / scale } else { 0.0 };
-        write(x, f16::from_f32(scale), f16::from_f32(low), out, |v| byte((v - low) * unit + 0.5).min(15));
+        let codes = x.map(|v| byte((v - low) * unit + 0.5).min(15));
+        pack(&codes, f16::from_f32(scale), f16::from_f32(low), out);
     });
 }
 
 #[inline(always)]
-fn write(x: &[f32; 32], scale: f16, offset: f16, out: &mut [u8; 20], code: impl Fn(f32) -> u8) {
+fn pack(codes: &[u8; 32], scale: f16, offset: f16, out: &mut [u8; 20]) {
     put_f16(out, 0, scale);
     put_f16(out, 2, offset);
-    for j in 0..16 {
-        out[4 + j] = code(x[j]) | (code(x[j + 16]) << 4);
-    }
+    put_nibbles(codes, &mut out[4..]);
 }
 
 #[inline(always)]
@@ -51,4 +48,10 @@ fn decode(bytes: &[u8], values: &mut [f32]) {
             out[j + 16] = f32::from(raw[4 + j] >> 4) * scale + offset;
         }
     });
+}
+
+block_grid! {
+    Q4_1, 32 in 20, offsets true,
+    |values, out| fit_scales_and_offsets(values, 15.0, &TRIALS, out),
+    |levels, codes, out| pack(codes, scale_of(levels), offset_of(levels), out)
 }

@@ -4,7 +4,8 @@
 //! low, the others in the high nibbles.
 
 use super::block::{block_codec, decode_blocks, encode_blocks, f16_at, put_f16};
-use super::super_block::{AffineSearch, encode_affine};
+use super::block_grid::{affine_super, block_grid, fit_affine_supers};
+use super::super_block::{AffineSearch, AffineSuper, encode_affine};
 use super::weights::{Plain, weigh};
 use super::{Dtype, six_bit};
 
@@ -26,15 +27,20 @@ fn encode(values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
         let mut weights = [0f32; 256];
         weigh(x, importance, Plain::RmsPlusMagnitude(32), &mut weights);
         let best = encode_affine::<32, 8>(x, &weights, &SEARCH);
-        put_f16(out, 0, best.step);
-        put_f16(out, 2, best.offset_step);
-        out[4..16].copy_from_slice(&six_bit::pack(&best.scales, &best.offsets));
-        for (codes, out) in best.codes.as_chunks::<64>().0.iter().zip(out[16..].as_chunks_mut::<32>().0) {
-            for l in 0..32 {
-                out[l] = codes[l] | (codes[l + 32] << 4);
-            }
-        }
+        pack(&best, out);
     });
+}
+
+#[inline(always)]
+fn pack(best: &AffineSuper<8>, out: &mut [u8; 144]) {
+    put_f16(out, 0, best.step);
+    put_f16(out, 2, best.offset_step);
+    out[4..16].copy_from_slice(&six_bit::pack(&best.scales, &best.offsets));
+    for (codes, out) in best.codes.as_chunks::<64>().0.iter().zip(out[16..].as_chunks_mut::<32>().0) {
+        for l in 0..32 {
+            out[l] = codes[l] | (codes[l + 32] << 4);
+        }
+    }
 }
 
 #[inline(always)]
@@ -53,4 +59,10 @@ fn decode(bytes: &[u8], values: &mut [f32]) {
             }
         }
     });
+}
+
+block_grid! {
+    Q4K, 256 in 144, offsets true,
+    |values, out| fit_affine_supers::<32, 8>(values, &SEARCH, out),
+    |levels, codes, out| pack(&affine_super(levels, codes), out)
 }

@@ -6,8 +6,10 @@
 use half::f16;
 
 use super::block::{block_codec, decode_blocks, encode_blocks, encode_fitted, f16_at, put_f16};
-use super::fit_linear::{Grid, Whole};
-use super::lanes::{byte, extreme, inverse};
+use super::block_grid::{block_grid, fit_scales, scale_of};
+use super::fit_linear::Whole;
+use super::lanes::{byte, extreme};
+use super::levels::Table;
 
 block_codec! {
     pub struct Q5_0 = super::Dtype::Q5_0,
@@ -15,36 +17,33 @@ block_codec! {
     up to 16.0 * 65504.0, encode, decode
 }
 
-type Levels = Whole<-16, 15>;
+const LEVELS: Whole<-16, 15> = Whole;
 const FACTORS: [f32; 11] = [-14.5, -15.0, -15.3, -15.6, -15.8, -16.0, -16.2, -16.4, -16.7, -17.0, 15.5];
 
 #[inline(always)]
 fn encode(values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
     if importance.is_some() {
-        return encode_fitted::<Levels, 32, 22>(values, importance, bytes, &FACTORS, |x, d, out| {
-            let unit = inverse(d.to_f32());
-            write(x, d, out, |v| Levels::code(v * unit));
-        });
+        return encode_fitted(LEVELS, values, importance, bytes, &FACTORS, pack);
     }
     encode_blocks::<32, 22>(values, None, bytes, |x, _, out| {
         let scale = extreme(x) / -16.0;
         let unit = if scale != 0.0 { 1.0 / scale } else { 0.0 };
-        write(x, f16::from_f32(scale), out, |v| byte(v * unit + 16.5).min(31));
+        pack(&x.map(|v| byte(v * unit + 16.5).min(31)), f16::from_f32(scale), out);
     });
 }
 
 #[inline(always)]
-fn write(x: &[f32; 32], scale: f16, out: &mut [u8; 22], code: impl Fn(f32) -> u8) {
+fn pack(codes: &[u8; 32], scale: f16, out: &mut [u8; 22]) {
     put_f16(out, 0, scale);
-    write_five_bits(x, &mut out[2..], code);
+    put_five_bits(codes, &mut out[2..]);
 }
 
 /// The fifth bits, then the nibbles.
 #[inline(always)]
-pub(super) fn write_five_bits(x: &[f32; 32], out: &mut [u8], code: impl Fn(f32) -> u8) {
+pub(super) fn put_five_bits(codes: &[u8; 32], out: &mut [u8]) {
     let mut fifth = 0u32;
     for j in 0..16 {
-        let (a, b) = (code(x[j]), code(x[j + 16]));
+        let (a, b) = (codes[j], codes[j + 16]);
         out[4 + j] = (a & 15) | (b << 4);
         fifth |= (u32::from(a >> 4) << j) | (u32::from(b >> 4) << (j + 16));
     }
@@ -71,4 +70,10 @@ fn decode(bytes: &[u8], values: &mut [f32]) {
             *v = f32::from(q as i8 - 16) * scale;
         }
     });
+}
+
+block_grid! {
+    Q5_0, 32 in 22, offsets false,
+    |values, out| fit_scales::<_, 32>(LEVELS, values, &FACTORS, Table::Whole(-16.0, 15.0), out),
+    |levels, codes, out| pack(codes, scale_of(levels), out)
 }

@@ -3,7 +3,8 @@
 //! As Q4_K, with 32 bytes of fifth bits between the scales and the nibbles: byte l bit k for element 32·k + l.
 
 use super::block::{block_codec, decode_blocks, encode_blocks, f16_at, put_f16};
-use super::super_block::{AffineSearch, encode_affine};
+use super::block_grid::{affine_super, block_grid, fit_affine_supers};
+use super::super_block::{AffineSearch, AffineSuper, encode_affine};
 use super::weights::{Plain, weigh};
 use super::{Dtype, six_bit};
 
@@ -22,18 +23,23 @@ fn encode(values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
         let mut weights = [0f32; 256];
         weigh(x, importance, Plain::RmsPlusMagnitude(32), &mut weights);
         let best = encode_affine::<32, 8>(x, &weights, &SEARCH);
-        put_f16(out, 0, best.step);
-        put_f16(out, 2, best.offset_step);
-        out[4..16].copy_from_slice(&six_bit::pack(&best.scales, &best.offsets));
-        for l in 0..32 {
-            out[16 + l] = (0..8).fold(0, |bits, k| bits | (best.codes[32 * k + l] >> 4 << k));
-        }
-        for (codes, out) in best.codes.as_chunks::<64>().0.iter().zip(out[48..].as_chunks_mut::<32>().0) {
-            for l in 0..32 {
-                out[l] = (codes[l] & 15) | (codes[l + 32] << 4);
-            }
-        }
+        pack(&best, out);
     });
+}
+
+#[inline(always)]
+fn pack(best: &AffineSuper<8>, out: &mut [u8; 176]) {
+    put_f16(out, 0, best.step);
+    put_f16(out, 2, best.offset_step);
+    out[4..16].copy_from_slice(&six_bit::pack(&best.scales, &best.offsets));
+    for l in 0..32 {
+        out[16 + l] = (0..8).fold(0, |bits, k| bits | (best.codes[32 * k + l] >> 4 << k));
+    }
+    for (codes, out) in best.codes.as_chunks::<64>().0.iter().zip(out[48..].as_chunks_mut::<32>().0) {
+        for l in 0..32 {
+            out[l] = (codes[l] & 15) | (codes[l + 32] << 4);
+        }
+    }
 }
 
 #[inline(always)]
@@ -50,4 +56,10 @@ fn decode(bytes: &[u8], values: &mut [f32]) {
             }
         }
     });
+}
+
+block_grid! {
+    Q5K, 256 in 176, offsets true,
+    |values, out| fit_affine_supers::<32, 8>(values, &SEARCH, out),
+    |levels, codes, out| pack(&affine_super(levels, codes), out)
 }

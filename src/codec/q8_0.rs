@@ -5,6 +5,9 @@
 
 use half::f16;
 
+use super::block_grid::{block_grid, fit_scales, scale_of};
+use super::fit_linear::Span;
+use super::levels::Table;
 use super::{Codec, Dtype, multiversion};
 
 const ELEMS: usize = 32;
@@ -27,6 +30,9 @@ impl Codec for Q8_0 {
     }
     fn decode(&self, bytes: &[u8], values: &mut [f32]) {
         dequantize_q8_0(bytes, values);
+    }
+    fn grid(&self) -> Option<&dyn super::Grid> {
+        Some(self)
     }
 }
 
@@ -81,6 +87,22 @@ fn dequantize_body(bytes: &[u8], values: &mut [f32]) {
         let scale = f16::from_le_bytes([raw[0], raw[1]]).to_f32();
         for (value, q) in block.iter_mut().zip(&raw[2..]) {
             *value = f32::from(*q as i8) * scale;
+        }
+    }
+}
+
+const FACTORS: [f32; 5] = [127.0, 126.7, 126.4, 126.0, 127.4];
+
+block_grid! {
+    Q8_0, 32 in 34, offsets false,
+    |values, out| {
+        let set = Span { low: -127.0, high: 127.0 };
+        fit_scales::<_, 32>(set, values, &FACTORS, Table::Whole(-127.0, 127.0), out);
+    },
+    |levels, codes: &[u8; 32], out: &mut [u8; 34]| {
+        out[..2].copy_from_slice(&scale_of(levels).to_le_bytes());
+        for (q, code) in out[2..].iter_mut().zip(codes) {
+            *q = code.wrapping_sub(127);
         }
     }
 }

@@ -6,7 +6,7 @@
 use half::f16;
 
 use super::fit_affine::{Offsets, fit_affine};
-use super::fit_linear::{Grid, fit_linear, linear_errors};
+use super::fit_linear::{LevelSet, Sign, fit_linear, linear_errors};
 use super::lanes::{Blocks, LANES, Lanes, byte, inverse, lanes, round, within};
 
 pub(super) const SUPER: usize = 256;
@@ -47,7 +47,7 @@ pub(super) fn encode_affine<const N: usize, const BLOCKS: usize>(
     let (mut gains, mut masses) = ([0f32; BLOCKS], [0f32; BLOCKS]);
     for first in (0..BLOCKS).step_by(LANES) {
         let blocks = Blocks::<N>::gather(&values[first * N..], &weights[first * N..]);
-        let fit = fit_affine(&blocks, search.top, search.trials, Offsets::Negative);
+        let fit = fit_affine(&blocks.x, &blocks.w, search.top, search.trials, Offsets::Negative);
         scales[first..first + LANES].copy_from_slice(&fit.scale);
         offsets[first..first + LANES].copy_from_slice(&lanes(|l| -fit.offset[l]));
         gains[first..first + LANES].copy_from_slice(&fit.gain);
@@ -145,7 +145,8 @@ pub(super) struct LinearSearch {
 
 /// `N · BLOCKS` is 256.
 #[inline(always)]
-pub(super) fn encode_linear<G: Grid, const N: usize, const BLOCKS: usize>(
+pub(super) fn encode_linear<S: LevelSet, const N: usize, const BLOCKS: usize>(
+    set: S,
     values: &[f32; SUPER],
     weights: &[f32; SUPER],
     search: &LinearSearch,
@@ -153,7 +154,7 @@ pub(super) fn encode_linear<G: Grid, const N: usize, const BLOCKS: usize>(
     let (mut scales, mut gains) = ([0f32; BLOCKS], [0f32; BLOCKS]);
     for first in (0..BLOCKS).step_by(LANES) {
         let blocks = Blocks::<N>::gather(&values[first * N..], &weights[first * N..]);
-        let fit = fit_linear::<G, N>(&blocks, search.factors);
+        let fit = fit_linear(set, &blocks.x, &blocks.w, search.factors, Sign::Any);
         scales[first..first + LANES].copy_from_slice(&fit.scale);
         gains[first..first + LANES].copy_from_slice(&fit.gain);
     }
@@ -164,8 +165,8 @@ pub(super) fn encode_linear<G: Grid, const N: usize, const BLOCKS: usize>(
         let blocks = Blocks::<N>::gather(&values[first * N..], &weights[first * N..]);
         let below = lanes(|l| within(scales[first + l] * inverse(step), search.low, search.high).floor());
         let above = lanes(|l| within(below[l] + 1.0, search.low, search.high));
-        let at_below = linear_errors::<G, N>(&blocks, &lanes(|l| step * below[l]));
-        let at_above = linear_errors::<G, N>(&blocks, &lanes(|l| step * above[l]));
+        let at_below = linear_errors(set, &blocks.x, &blocks.w, &lanes(|l| step * below[l]));
+        let at_above = linear_errors(set, &blocks.x, &blocks.w, &lanes(|l| step * above[l]));
         for l in 0..LANES {
             let block = first + l;
             let scale = if at_above[l] < at_below[l] { above[l] } else { below[l] };
@@ -173,7 +174,7 @@ pub(super) fn encode_linear<G: Grid, const N: usize, const BLOCKS: usize>(
             let inverse = inverse(step * scale);
             let span = block * N..(block + 1) * N;
             for (q, x) in out.codes[span.clone()].iter_mut().zip(&values[span]) {
-                *q = G::code(x * inverse);
+                *q = set.code(x * inverse);
             }
         }
     }

@@ -3,6 +3,7 @@
 use half::f16;
 
 use super::lanes::{LANES, byte, extreme, inverse, round, within};
+use super::levels::{Levels, ScaleType, Store, Table};
 use super::super_block::{SUPER, finite_f16};
 use super::weights::{Plain, weigh};
 
@@ -60,4 +61,28 @@ fn sums(values: &[f32; SUPER], weights: &[f32; SUPER], unit: f32) -> (f32, f32) 
 #[inline(always)]
 fn level(v: f32) -> f32 {
     round(within(v, -1.0, 1.0))
+}
+
+/// Levels −1, 0, +1 of least weighted squared error.
+pub(super) fn ternary_levels(values: &[f32], weights: &[f32]) -> Levels {
+    let scale = best_ternary_scale(values, weights);
+    let store = Store::Scale { kind: ScaleType::F16, signed: false };
+    Levels::single(values.len(), Table::Whole(-1.0, 1.0), store, scale, 0.0)
+}
+
+/// The scale of least weighted squared error, exactly: whatever it is, the values beyond half of it take it, so with the
+/// magnitudes in falling order the best set is the first k for the k of largest `(Σ w|x|)² / Σ w`.
+pub(super) fn best_ternary_scale(values: &[f32], weights: &[f32]) -> f32 {
+    let mut order: Vec<(f32, f32)> = values.iter().zip(weights).map(|(x, w)| (x.abs(), *w)).collect();
+    order.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let (mut mass, mut product, mut best, mut most) = (0f64, 0f64, 0f64, 0f64);
+    for (x, w) in order {
+        mass += f64::from(w);
+        product += f64::from(w) * f64::from(x);
+        let taken = product * product / mass;
+        if taken > most {
+            (best, most) = (product / mass, taken);
+        }
+    }
+    best as f32
 }

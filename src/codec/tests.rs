@@ -1,7 +1,9 @@
 use super::*;
 
+mod grids;
+
 /// Deterministic values with both signs and a wide range of magnitudes.
-fn sample(n: usize) -> Vec<f32> {
+pub(super) fn sample(n: usize) -> Vec<f32> {
     let mut state = 0x2545_f491_4f6c_dd1du64;
     (0..n)
         .map(|_| {

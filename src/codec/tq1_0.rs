@@ -5,8 +5,11 @@
 //! elements 240 + l + 4·n. 52: the scale. ggml's quantizer takes the largest magnitude for scale; this one fits it, and
 //! agrees with ggml's to the bit on values that are ternary already.
 
+use half::f16;
+
 use super::block::{block_codec, decode_blocks, encode_blocks, f16_at, put_f16};
-use super::ternary::ternary;
+use super::block_grid::{block_grid, scale_of};
+use super::ternary::{ternary, ternary_levels};
 
 block_codec! {
     pub struct Tq1_0 = super::Dtype::Tq1_0,
@@ -21,17 +24,22 @@ const PARTS: [(usize, usize, usize, usize); 3] = [(0, 32, 5, 0), (32, 16, 5, 160
 fn encode(values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
     encode_blocks::<256, 54>(values, importance, bytes, |x, importance, out| {
         let (scale, codes) = ternary(x, importance);
-        for (first, count, digits, element) in PARTS {
-            for l in 0..count {
-                let mut number = (0..digits).fold(0u16, |n, k| 3 * n + u16::from(codes[element + l + count * k]));
-                if digits == 4 {
-                    number *= 3;
-                }
-                out[first + l] = (number * 256).div_ceil(243) as u8;
-            }
-        }
-        put_f16(out, 52, scale);
+        pack(&codes, scale, out);
     });
+}
+
+#[inline(always)]
+fn pack(codes: &[u8; 256], scale: f16, out: &mut [u8; 54]) {
+    for (first, count, digits, element) in PARTS {
+        for l in 0..count {
+            let mut number = (0..digits).fold(0u16, |n, k| 3 * n + u16::from(codes[element + l + count * k]));
+            if digits == 4 {
+                number *= 3;
+            }
+            out[first + l] = (number * 256).div_ceil(243) as u8;
+        }
+    }
+    put_f16(out, 52, scale);
 }
 
 #[inline(always)]
@@ -49,4 +57,13 @@ fn decode(bytes: &[u8], values: &mut [f32]) {
             }
         }
     });
+}
+
+block_grid! {
+    Tq1_0, 256 in 54, offsets false,
+    |values: (&[f32], &[f32]), out: &mut Vec<super::Levels>| {
+        let blocks = values.0.chunks(256).zip(values.1.chunks(256));
+        out.extend(blocks.map(|(x, w)| ternary_levels(x, w)));
+    },
+    |levels, codes, out| pack(codes, scale_of(levels), out)
 }

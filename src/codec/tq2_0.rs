@@ -3,8 +3,11 @@
 //! Of each half of 128 values 32 bytes, byte l holding elements l, l + 32, l + 64, l + 96 (plus one) from the lowest bits
 //! up; then the scale. A fourth code stands for twice the scale and is read, never written. Scales as in TQ1_0.
 
+use half::f16;
+
 use super::block::{block_codec, decode_blocks, encode_blocks, f16_at, put_f16};
-use super::ternary::ternary;
+use super::block_grid::{block_grid, scale_of};
+use super::ternary::{ternary, ternary_levels};
 
 block_codec! {
     pub struct Tq2_0 = super::Dtype::Tq2_0,
@@ -16,14 +19,19 @@ block_codec! {
 fn encode(values: &[f32], importance: Option<&[f32]>, bytes: &mut [u8]) {
     encode_blocks::<256, 66>(values, importance, bytes, |x, importance, out| {
         let (scale, codes) = ternary(x, importance);
-        for half in 0..2 {
-            let codes = &codes[128 * half..];
-            for l in 0..32 {
-                out[32 * half + l] = (0..4).fold(0, |bits, k| bits | (codes[32 * k + l] << (2 * k)));
-            }
-        }
-        put_f16(out, 64, scale);
+        pack(&codes, scale, out);
     });
+}
+
+#[inline(always)]
+fn pack(codes: &[u8; 256], scale: f16, out: &mut [u8; 66]) {
+    for half in 0..2 {
+        let codes = &codes[128 * half..];
+        for l in 0..32 {
+            out[32 * half + l] = (0..4).fold(0, |bits, k| bits | (codes[32 * k + l] << (2 * k)));
+        }
+    }
+    put_f16(out, 64, scale);
 }
 
 #[inline(always)]
@@ -37,4 +45,13 @@ fn decode(bytes: &[u8], values: &mut [f32]) {
             }
         }
     });
+}
+
+block_grid! {
+    Tq2_0, 256 in 66, offsets false,
+    |values: (&[f32], &[f32]), out: &mut Vec<super::Levels>| {
+        let blocks = values.0.chunks(256).zip(values.1.chunks(256));
+        out.extend(blocks.map(|(x, w)| ternary_levels(x, w)));
+    },
+    |levels, codes, out| pack(codes, scale_of(levels), out)
 }

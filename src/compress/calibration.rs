@@ -28,30 +28,66 @@ const HELD_OUT_LEAST: usize = 32;
 /// … and no more than this.
 pub const HELD_OUT_MOST: usize = 4096;
 
-/// Tokenizes a corpus. Empty examples are left out; `progress` is called with the share of texts done.
+/// Tokenizes a corpus. Empty examples are left out; `progress` is called with the share of texts done. A plain text is
+/// cut into pieces; of several, one piece of each is taken in turn as long as each has one, so that all have equal parts
+/// in any number of sequences.
 pub fn sequences(
     corpus: &Corpus,
     tokenizer: &Tokenizer,
     limits: SequenceLimits,
     progress: &dyn Fn(f64),
 ) -> Result<Vec<Vec<u32>>, CompressError> {
-    let mut out: Vec<Vec<u32>> = Vec::new();
-    let mut left = limits.max_tokens.unwrap_or(u64::MAX);
-    let most = limits.max_examples.map_or(usize::MAX, |n| n as usize);
-    'texts: for (i, text) in corpus.texts.iter().enumerate() {
-        progress(i as f64 / corpus.texts.len() as f64);
-        let ids = tokenizer.encode(text)?;
-        let pieces = if corpus.is_plain_text { usize::MAX } else { 1 };
-        for piece in ids.chunks(limits.max_length.max(1)).take(pieces) {
-            if out.len() >= most || left == 0 {
-                break 'texts;
+    let mut out = Sequences { all: Vec::new(), left: limits.max_tokens.unwrap_or(u64::MAX), most: limits.most() };
+    let share = |i: usize| i as f64 / corpus.texts.len() as f64;
+    if corpus.is_plain_text {
+        let mut texts = Vec::new();
+        for (i, text) in corpus.texts.iter().enumerate() {
+            progress(share(i));
+            texts.push(tokenizer.encode(text)?);
+        }
+        let pieces: Vec<Vec<&[u32]>> = texts.iter().map(|ids| ids.chunks(limits.max_length.max(1)).collect()).collect();
+        let turns = pieces.iter().map(Vec::len).min().unwrap_or(0);
+        (0..turns).flat_map(|turn| pieces.iter().map(move |text| text[turn])).for_each(|piece| out.add(piece));
+    } else {
+        for (i, text) in corpus.texts.iter().enumerate() {
+            if out.is_full() {
+                break;
             }
-            let take = piece.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            left -= take as u64;
-            out.push(piece[..take].to_vec());
+            progress(share(i));
+            let ids = tokenizer.encode(text)?;
+            out.add(&ids[..ids.len().min(limits.max_length.max(1))]);
         }
     }
-    Ok(out)
+    Ok(out.all)
+}
+
+impl SequenceLimits {
+    fn most(&self) -> usize {
+        self.max_examples.map_or(usize::MAX, |n| n as usize)
+    }
+}
+
+/// Sequences under way, and what may still come.
+struct Sequences {
+    all: Vec<Vec<u32>>,
+    /// Tokens.
+    left: u64,
+    most: usize,
+}
+
+impl Sequences {
+    fn is_full(&self) -> bool {
+        self.all.len() >= self.most || self.left == 0
+    }
+
+    fn add(&mut self, piece: &[u32]) {
+        if self.is_full() || piece.is_empty() {
+            return;
+        }
+        let take = piece.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        self.left -= take as u64;
+        self.all.push(piece[..take].to_vec());
+    }
 }
 
 impl Calibration {
@@ -97,6 +133,28 @@ mod tests {
         assert_eq!(split(&[40]), (vec![20], vec![20]));
         assert_eq!(split(&[1]), (vec![1], vec![]));
         assert_eq!(split(&[1 << 20]).1, [HELD_OUT_MOST]);
+    }
+
+    #[test]
+    fn plain_texts_take_turns_and_end_together() {
+        let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/demo/model");
+        let tokenizer = Tokenizer::open(&model).unwrap();
+        let mix = crate::compress::default_calibration().corpus;
+        let of_kind: Vec<Vec<u32>> = mix.texts.iter().map(|text| tokenizer.encode(text).unwrap()).collect();
+        let limits = |max_examples| SequenceLimits { max_length: 256, max_examples, max_tokens: None };
+        let all = sequences(&mix, &tokenizer, limits(None), &|_| ()).unwrap();
+        let shorter = of_kind.iter().map(Vec::len).min().unwrap();
+        assert_eq!(all.len(), 2 * shorter.div_ceil(256));
+        for (turn, pair) in all.chunks(2).enumerate() {
+            for (kind, piece) in of_kind.iter().zip(pair) {
+                assert_eq!(kind[turn * 256..][..piece.len()], piece[..]);
+            }
+        }
+        let few = sequences(&mix, &tokenizer, limits(Some(5)), &|_| ()).unwrap();
+        assert_eq!(few, all[..5]);
+        let tokens = SequenceLimits { max_tokens: Some(300), ..limits(None) };
+        let lengths: Vec<usize> = sequences(&mix, &tokenizer, tokens, &|_| ()).unwrap().iter().map(Vec::len).collect();
+        assert_eq!(lengths, [256, 44]);
     }
 
     proptest! {

@@ -10,7 +10,7 @@ use super::CompressError;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Corpus {
     pub texts: Vec<String>,
-    /// One text without examples: it may be cut anywhere.
+    /// Texts without examples: they may be cut anywhere.
     pub is_plain_text: bool,
 }
 

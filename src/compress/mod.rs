@@ -4,9 +4,13 @@
 //! importance table, a smaller model directory, a GGUF file — and a report of what was done. Every transform reads
 //! tensors in shard order and writes the output once; none of them judges its own result (that is `gate`).
 
+mod calibrated;
 mod calibration;
 mod context;
 mod corpus;
+mod default_calibration;
+mod dense_ternary;
+mod encoded;
 mod expert_profile;
 mod expert_prune;
 mod gguf_header;
@@ -15,19 +19,25 @@ mod heads;
 mod importance;
 mod importance_matrix;
 mod metric;
+mod packed;
 mod quant_gguf;
 mod quant_mix;
 mod router_kd;
 mod selection;
+mod solve;
 mod weight_scores;
 
 use std::path::{Path, PathBuf};
 
 use crate::fault::{Fault, FaultClass};
 
+pub use calibrated::{Calibrated, CalibratedRows, GridRef, MatrixReport, Target, Targets, gguf_targets};
 pub use calibration::{Calibration, HELD_OUT_MOST, SequenceLimits, sequences};
 pub use context::{ContextMethod, extend_context};
 pub use corpus::{Corpus, read_corpus};
+pub use default_calibration::{CalibrationMix, default_calibration};
+pub use dense_ternary::{DenseTernary, F16_MANTISSA, RescuedRows, ternary_targets};
+pub use encoded::{EncodedRows, EncodedWriter};
 pub use expert_profile::{Profile, ProfileOrigin, profile_experts};
 pub use expert_prune::{FateCounts, PrunePlan, PruneReport, TensorFate, rewrite};
 pub use gguf_header::{GgufMetadata, gguf_metadata};
@@ -38,10 +48,15 @@ pub use heads::{
 pub use importance::{COUNTS_VERSION, IMPORTANCE_FILE, Importance, METRIC_VERSION, PerLayer, UnderObserved};
 pub use importance_matrix::{Coverage, ImportanceMatrix};
 pub use metric::Metric;
+pub use packed::{
+    GROUP_SIZES, PACKED_TYPES, PackedForm, PackedMatrix, PackedPlan, PackedType, half_type, packed_config, packed_type,
+    plan_packed, solve_unseen, write_packed,
+};
 pub use quant_gguf::{Fallback, PlannedTensor, QuantPlan, plan_quant, write_gguf};
 pub use quant_mix::{QUANT_MIXES, QUANT_TYPES, QuantMix, quant_mix};
 pub use router_kd::{KD_TOKENS, Recalibration, recalibrate};
 pub use selection::{Groups, Kept, Top, choose_experts, groups, keep_top, survivors};
+pub use solve::{Matrix, Method, Moments, Order, SOLVERS, SolveOptions, Solved, Solver, solver_named};
 
 /// Called with the bytes finished so far; the caller knows the total from the plan.
 pub type ByteProgress<'a> = &'a (dyn Fn(u64) + Sync);

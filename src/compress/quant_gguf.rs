@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::gguf_jobs::{Job, jobs_of};
 use super::quant_mix::{Facts, Kind, fitting, wanted};
 use super::{ByteProgress, CompressError, ImportanceMatrix, QuantMix};
-use crate::family::{GgufContent, GgufTensor, ModelSpec, OpenModel, gguf_tensors};
+use crate::family::{GgufTensor, ModelSpec, gguf_tensors};
 use crate::model::gguf::{self, GgufValue, GgufWriter};
 use crate::model::{DeclaredTensor, Dtype, FileHash, ModelError, TensorSource};
 
@@ -126,10 +126,11 @@ impl QuantPlan {
     }
 }
 
-/// Writes the file. `importance` steers the formats that search for scales. `metadata` comes first in the header; the file appears under its name only when it is complete.
-/// `done` hears the bytes of tensor data encoded so far.
+/// Writes the file. Tensors of `source` that have the planned type already are copied. `importance` steers the formats
+/// that search for scales. `metadata` comes first in the header; the file appears under its name only when it is
+/// complete. `done` hears the bytes of tensor data encoded so far.
 pub fn write_gguf(
-    model: &OpenModel,
+    source: &dyn TensorSource,
     plan: &QuantPlan,
     metadata: &[(String, GgufValue)],
     importance: Option<&ImportanceMatrix>,
@@ -142,7 +143,6 @@ pub fn write_gguf(
     let all = plan.tensors.iter().enumerate();
     let jobs: Vec<(usize, Job<'_>)> =
         all.flat_map(|(i, t)| jobs_of(t, importance).into_iter().map(move |job| (i, job))).collect();
-    let source = &*model.tensors;
     std::thread::scope(|scope| {
         // Encoding must not wait for the disk, nor the disk for encoding: two windows may lie between them.
         let (send, receive) = sync_channel(2);
@@ -196,10 +196,6 @@ fn release_before(source: &dyn TensorSource, plan: &QuantPlan, window: &[(usize,
     let last = window.last().map_or(0, |(i, _)| *i);
     let first = window.first().map_or(0, |(i, _)| *i);
     for planned in &plan.tensors[first..last] {
-        match &planned.tensor.content {
-            GgufContent::Copy(name) | GgufContent::Permute { source: name, .. } => source.release(name),
-            GgufContent::Stack(names) => names.iter().for_each(|name| source.release(name)),
-            GgufContent::Values(_) => {}
-        }
+        planned.tensor.sources().into_iter().for_each(|name| source.release(name));
     }
 }

@@ -93,7 +93,8 @@ impl Kind {
                     Embedding
                 }
             }
-            Some(Role::V(_)) => Value,
+            // Fused queries, keys and values count as values.
+            Some(Role::V(_) | Role::Delta { tensor: Delta::Qkv, .. }) => Value,
             Some(Role::K(_)) => Key,
             Some(Role::O(_)) => AttentionOut,
             Some(Role::Mlp { part: Part::Down, .. } | Role::Shared { part: Part::Down, .. }) => Down,
@@ -256,13 +257,13 @@ mod tests {
             "token_embd.weight" if tied => Kind::Head,
             "token_embd.weight" => Kind::Embedding,
             "output.weight" => Kind::Head,
-            "attn_v.weight" => Kind::Value,
+            "attn_v.weight" | "attn_qkv.weight" => Kind::Value,
             "attn_k.weight" => Kind::Key,
             "attn_output.weight" => Kind::AttentionOut,
-            "ffn_down.weight" => Kind::Down,
+            "ffn_down.weight" | "ffn_down_shexp.weight" => Kind::Down,
             "ffn_down_exps.weight" => Kind::ExpertDown,
             "ffn_gate_exps.weight" | "ffn_up_exps.weight" => Kind::Expert,
-            name if name.contains("norm") || name.contains("gate_inp") => Kind::Exact,
+            name if ["norm", "gate_inp", "conv1d"].iter().any(|part| name.contains(part)) => Kind::Exact,
             _ => Kind::Other,
         }
     }
@@ -275,9 +276,18 @@ mod tests {
         for (model_name, model) in models.as_object().unwrap() {
             let number = |key: &str| model[key].as_u64().map_or(0, |n| n as usize);
             let tied = model["tied"].as_bool() == Some(true);
+            let is = |key: &str| model[key].as_bool() == Some(true);
+            // The block a tensor of a kind stands in: every fourth one of a hybrid has full attention, the first ones of a
+            // mixture may be dense.
+            let block = |name: &str, nth: usize| match name {
+                "attn_qkv.weight" if is("delta") => nth + nth / 3,
+                "attn_v.weight" if is("delta") => 4 * nth + 3,
+                name if name.contains("exp") => nth + number("lead"),
+                _ => nth,
+            };
             let facts = Facts {
                 layers: number("layers"),
-                values: number("layers"),
+                values: if is("latent") { 0 } else { number("layers") },
                 sharing: number("heads") / number("kv"),
                 experts: number("experts"),
                 informed: false,
@@ -288,7 +298,7 @@ mod tests {
                     let kind = kind_named(name, tied);
                     let columns = model["columns"][name].as_u64().unwrap() as usize;
                     for (nth, theirs) in unroll(runs.as_str().unwrap()).into_iter().enumerate() {
-                        let wanted = wanted(mix, kind, nth, &facts);
+                        let wanted = wanted(mix, kind, block(name, nth), &facts);
                         let ours = fitting(wanted, kind, mix, columns);
                         assert_eq!(ours.as_str(), theirs, "{model_name}, {mix_name}: {name} {nth}");
                         seen += 1;

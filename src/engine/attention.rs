@@ -158,6 +158,7 @@ unsafe fn product(
 
 #[cfg(test)]
 mod tests {
+    use super::super::vector::noise;
     use super::*;
 
     /// The definition, one query at a time, in f64.
@@ -187,15 +188,6 @@ mod tests {
             }
         }
         out
-    }
-
-    fn noise(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..n).map(|_| next()).collect()
     }
 
     fn worst(out: &[f32], wanted: &[f32]) -> f32 {

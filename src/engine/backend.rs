@@ -150,6 +150,10 @@ pub trait Backend: Sync {
     fn rope(&self, table: RopeTable) -> Result<Self::Rope>;
 
     fn upload(&self, values: &[f32], columns: usize) -> Result<Self::Rows>;
+    fn copy(&self, x: &Self::Rows) -> Result<Self::Rows>;
+    fn row_count(&self, x: &Self::Rows) -> usize;
+    /// The rows of x, then those of y.
+    fn stack(&self, x: Self::Rows, y: &Self::Rows) -> Result<Self::Rows>;
     fn download(&self, x: &Self::Rows) -> Result<Vec<f32>>;
 
     /// x · Wᵀ + b for several weights that read the same input; with `rows`, only those rows of x, in that order.
@@ -159,6 +163,10 @@ pub trait Backend: Sync {
         rows: Option<&[u32]>,
         layers: [(&Self::Weight, Option<&Self::Vector>); N],
     ) -> Result<[Self::Rows; N]>;
+    /// Σ xᵀ·x over all rows of x or those named, `[columns, columns]`, and how many rows that are.
+    fn gram(&self, x: &Self::Rows, rows: Option<&[u32]>) -> Result<(Vec<f32>, usize)>;
+    /// Σ (x[a] − x[b])ᵀ·x[b] over pairs of rows (a, b), `[columns, columns]`.
+    fn drift(&self, x: &Self::Rows, pairs: &[(u32, u32)]) -> Result<Vec<f32>>;
     /// Normalises each run of as many columns as the gain has: a row, or each head of a row.
     fn norm(&self, x: &Self::Rows, gain: &Self::Vector, eps: f64) -> Result<Self::Rows>;
     /// (x − mean) / √(variance + eps) · gain + bias of each row.

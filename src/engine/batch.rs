@@ -17,6 +17,12 @@ impl Batch {
         self.spans.last().map_or(0, |span| span.end)
     }
 
+    /// The same sequences once more behind themselves.
+    pub fn twice(&self) -> Batch {
+        let again = self.spans.iter().map(|span| span.start + self.rows()..span.end + self.rows());
+        Batch { sequences: self.sequences.clone(), spans: self.spans.iter().cloned().chain(again).collect() }
+    }
+
     /// Longest sequence.
     pub fn longest(&self) -> usize {
         self.spans.iter().map(Range::len).max().unwrap_or(0)
@@ -31,7 +37,7 @@ impl Batch {
 
 /// Groups sequences in order so that a batch holds at most `target` tokens and only sequences whose lengths are of one
 /// `class`; a longer sequence gets a batch of its own.
-pub fn batches(lengths: &[usize], target: usize, class: impl Fn(usize) -> usize) -> Vec<Batch> {
+pub fn batches<C: PartialEq>(lengths: &[usize], target: usize, class: impl Fn(usize) -> C) -> Vec<Batch> {
     let mut out: Vec<Batch> = Vec::new();
     for (index, &length) in lengths.iter().enumerate() {
         let fits = |batch: &Batch| batch.rows() + length <= target && class(batch.longest()) == class(length);

@@ -143,16 +143,8 @@ wide! {
 
 #[cfg(test)]
 mod tests {
+    use super::super::vector::noise;
     use super::*;
-
-    fn noise(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..n).map(|_| next()).collect()
-    }
 
     /// The definition, token by token with whole matrices, in f64.
     fn by_definition(qkv: &[f32], gates: &Gates<'_>, shape: &DeltaShape, batch: &Batch) -> Vec<f32> {

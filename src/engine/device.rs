@@ -148,6 +148,19 @@ impl Backend for OnDevice {
         self.run(|| Tensor::from_slice(values, (values.len() / columns, columns), &self.device))
     }
 
+    fn copy(&self, x: &Tensor) -> Result<Tensor> {
+        // Tensors do not change: another handle will do.
+        Ok(x.clone())
+    }
+
+    fn row_count(&self, x: &Tensor) -> usize {
+        x.dims().first().copied().unwrap_or(0)
+    }
+
+    fn stack(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
+        self.run(|| Tensor::cat(&[&x, y], 0))
+    }
+
     fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
         self.run(|| x.flatten_all()?.to_vec1())
     }
@@ -342,6 +355,26 @@ impl Backend for OnDevice {
         self.run(|| {
             let weights = Tensor::from_slice(weights, (weights.len(), 1), &self.device)?;
             out.index_add(&self.ids(rows)?, &x.broadcast_mul(&weights)?, 0)
+        })
+    }
+
+    fn gram(&self, x: &Tensor, rows: Option<&[u32]>) -> Result<(Vec<f32>, usize)> {
+        self.run(|| {
+            let x = match rows {
+                Some(rows) => x.index_select(&self.ids(rows)?, 0)?,
+                None => x.clone(),
+            };
+            let gram = x.t()?.contiguous()?.matmul(&x.contiguous()?)?;
+            Ok((gram.flatten_all()?.to_vec1::<f32>()?, x.dim(0)?))
+        })
+    }
+
+    fn drift(&self, x: &Tensor, pairs: &[(u32, u32)]) -> Result<Vec<f32>> {
+        let (a, b): (Vec<u32>, Vec<u32>) = pairs.iter().copied().unzip();
+        self.run(|| {
+            let own = x.index_select(&self.ids(&b)?, 0)?;
+            let apart = x.index_select(&self.ids(&a)?, 0)?.sub(&own)?;
+            apart.t()?.contiguous()?.matmul(&own)?.flatten_all()?.to_vec1::<f32>()
         })
     }
 

@@ -14,6 +14,8 @@ pub enum EngineError {
     EmptySequence { sequence: usize },
     #[error("there is nothing to score: no sequence has a position with a prediction")]
     NothingToScore,
+    #[error("two models cannot be compared token by token: one has a vocabulary of {first}, the other of {other}")]
+    Vocabularies { first: usize, other: usize },
     #[error("{place} gave a value that is not finite; first bad tensor: {tensor}")]
     NotFinite { place: String, tensor: String },
     #[error("{what}: {path}", path = path.display())]
@@ -41,6 +43,8 @@ impl From<EngineError> for Fault {
             EngineError::TokenOutOfRange { .. } | EngineError::EmptySequence { .. } | EngineError::NothingToScore => {
                 Fault::source(text).hint("check the data: ids must belong to this model, texts must fill one window")
             }
+            EngineError::Vocabularies { .. } => Fault::source(text)
+                .hint("compare a model with one it was made from, or with another of the same tokenizer"),
             EngineError::NotFinite { .. } => {
                 Fault::source(text).hint("the weights are damaged or overflow; verify the model's files")
             }

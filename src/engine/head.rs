@@ -18,7 +18,7 @@ use crate::model::TensorSource;
 type Result<T> = std::result::Result<T, EngineError>;
 
 /// The scored positions of one run of a micro-batch: rows, and the token each should predict.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scored {
     /// Of the pass; see [`LogitChunk::variant`].
     pub variant: usize,
@@ -78,76 +78,109 @@ impl Running {
     }
 }
 
-/// What the head needs of the pass.
+/// The output head of one model.
 pub struct Head<'a, B: Backend> {
     pub backend: &'a B,
     pub spec: &'a ModelSpec,
     pub source: &'a dyn TensorSource,
-    pub vocab_chunk: usize,
+}
+
+/// What a model keeps of its sequences for the head, by run.
+pub struct Kept<B: Backend> {
+    /// Hidden states of the scored positions, normed.
+    hidden: HiddenStore<B>,
+    scored: Vec<Scored>,
+}
+
+/// The negative log-likelihoods in nats of every scored position, by variant, from heads of one vocabulary.
+///
+/// The vocabulary is taken in chunks of `vocab_chunk` tokens; for each chunk, run by run, observers see the rectangles of
+/// all heads, one after the other. `progress` is told the share done.
+///
+/// # Errors
+/// A head cannot be read; a logit is not finite.
+pub fn score<B: Backend>(
+    heads: &[Head<'_, B>],
+    kept: &mut [Kept<B>],
+    vocab_chunk: usize,
+    observers: &mut [&mut dyn Observer],
+    mut progress: impl FnMut(f64),
+) -> Result<Vec<Vec<f64>>> {
+    let start = |kept: &Kept<B>| -> Vec<Vec<Running>> {
+        kept.scored.iter().map(|scored| vec![Running::START; scored.rows.len()]).collect()
+    };
+    let mut running: Vec<Vec<Vec<Running>>> = kept.iter().map(start).collect();
+    let vocab = heads.iter().map(|head| head.spec.vocab).min().unwrap_or(0);
+    let chunks: Vec<Range<usize>> =
+        (0..vocab).step_by(vocab_chunk).map(|start| start..(start + vocab_chunk).min(vocab)).collect();
+    let load = |chunk: usize| heads.iter().map(|head| head.load(&chunks[chunk])).collect::<Result<Vec<_>>>();
+    one_ahead(chunks.len(), load, |chunk, layers| {
+        let runs = kept.iter().map(|kept| kept.scored.len()).max().unwrap_or(0);
+        for run in 0..runs {
+            for (side, (head, layer)) in heads.iter().zip(&layers).enumerate() {
+                let (kept, running) = (&mut kept[side], &mut running[side]);
+                if kept.scored.get(run).is_some_and(|scored| !scored.rows.is_empty()) {
+                    head.chunk(layer, &chunks[chunk], run, kept, &mut running[run], observers)?;
+                }
+            }
+        }
+        progress((chunk + 1) as f64 / chunks.len() as f64);
+        Ok(())
+    })?;
+    let mut nll: Vec<Vec<f64>> = Vec::new();
+    for ((head, kept), running) in heads.iter().zip(kept.iter()).zip(&running) {
+        for (scored, running) in kept.scored.iter().zip(running) {
+            let found: Vec<f64> = running.iter().map(Running::nll).collect();
+            if !found.iter().all(|value| value.is_finite()) {
+                return Err(head.not_finite());
+            }
+            nll.resize_with(nll.len().max(scored.variant + 1), Vec::new);
+            nll[scored.variant].extend(found);
+        }
+    }
+    Ok(nll)
 }
 
 impl<B: Backend> Head<'_, B> {
-    /// Keeps the scored rows of every batch, normed.
-    fn keep_scored(&self, hidden: &mut HiddenStore<B>, scored: &[Scored]) -> Result<()> {
+    /// Of the hidden states of every run, the scored rows, normed.
+    ///
+    /// # Errors
+    /// The norm cannot be read; spilled hidden states cannot be read or written.
+    pub fn keep(&self, mut hidden: HiddenStore<B>, scored: Vec<Scored>) -> Result<Kept<B>> {
         let norm = Norm::load(self.backend, self.source, &self.spec.final_norm)?;
         for (index, scored) in scored.iter().enumerate() {
             let rows = hidden.take(self.backend, index)?;
             let rows = self.backend.take_rows(&rows, &scored.rows)?;
             hidden.put(self.backend, index, norm.apply(self.backend, &rows, self.spec.norm_eps)?)?;
         }
-        Ok(())
+        Ok(Kept { hidden, scored })
     }
 
-    /// The negative log-likelihoods in nats of the scored positions of every run. `progress` is told the share done.
-    ///
-    /// # Errors
-    /// The head cannot be read; a logit is not finite.
-    pub fn score(
-        &self,
-        hidden: &mut HiddenStore<B>,
-        scored: &[Scored],
-        observers: &mut [&mut dyn Observer],
-        mut progress: impl FnMut(f64),
-    ) -> Result<Vec<Vec<f64>>> {
-        self.keep_scored(hidden, scored)?;
-        let mut running: Vec<Vec<Running>> = scored.iter().map(|s| vec![Running::START; s.rows.len()]).collect();
-        let chunks: Vec<Range<usize>> = (0..self.spec.vocab)
-            .step_by(self.vocab_chunk)
-            .map(|start| start..(start + self.vocab_chunk).min(self.spec.vocab))
-            .collect();
-        let load = |chunk: usize| {
-            let rows = chunks[chunk].clone();
-            let weight = self.backend.load_weight_rows(self.source, &self.spec.head, rows.clone(), self.spec.hidden)?;
-            self.source.release(&self.spec.head);
-            let bias = self.spec.head_bias.as_ref().map(|name| {
-                let mut values = Vec::new();
-                self.source.read_rows_f32(name, rows, &mut values)?;
-                self.backend.make_vector(values)
-            });
-            Ok::<_, EngineError>(Linear { weight, bias: bias.transpose()? })
-        };
-        one_ahead(chunks.len(), load, |chunk, layer| {
-            for (index, scored) in scored.iter().enumerate().filter(|(_, s)| !s.rows.is_empty()) {
-                self.chunk(&layer, &chunks[chunk], index, scored, hidden, &mut running[index], observers)?;
-            }
-            progress((chunk + 1) as f64 / chunks.len() as f64);
-            Ok(())
-        })?;
-        let nll: Vec<Vec<f64>> = running.iter().map(|part| part.iter().map(Running::nll).collect()).collect();
-        if nll.iter().flatten().all(|v| v.is_finite()) { Ok(nll) } else { Err(self.not_finite()) }
+    /// Some rows of the head: `[vocab.len(), hidden]`.
+    fn load(&self, vocab: &Range<usize>) -> Result<Linear<B>> {
+        let (name, columns) = (&self.spec.head, self.spec.hidden);
+        let weight = self.backend.load_weight_rows(self.source, name, vocab.clone(), columns)?;
+        self.source.release(name);
+        let bias = self.spec.head_bias.as_ref().map(|name| {
+            let mut values = Vec::new();
+            self.source.read_rows_f32(name, vocab.clone(), &mut values)?;
+            self.backend.make_vector(values)
+        });
+        Ok(Linear { weight, bias: bias.transpose()? })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the body of a loop, split off for reading")]
+    /// One rectangle: a chunk of the vocabulary for the scored positions of one run.
     fn chunk(
         &self,
         layer: &Linear<B>,
         vocab: &Range<usize>,
         run: usize,
-        scored: &Scored,
-        hidden: &mut HiddenStore<B>,
+        kept: &mut Kept<B>,
         running: &mut [Running],
         observers: &mut [&mut dyn Observer],
     ) -> Result<()> {
+        let Kept { hidden, scored } = kept;
+        let scored = &scored[run];
         let rows = hidden.take(self.backend, run)?;
         let mut logits = layer.apply(self.backend, &rows)?;
         if self.spec.factors.logits != 1.0 {

@@ -60,6 +60,20 @@ impl<B: Backend> HiddenStore<B> {
         }
     }
 
+    /// A copy of the hidden states of a batch, which stay where they are.
+    ///
+    /// # Errors
+    /// As [`HiddenStore::take`].
+    pub fn copy(&self, backend: &B, batch: usize) -> Result<B::Rows> {
+        match self {
+            HiddenStore::Resident(batches) => {
+                let rows = batches[batch].as_ref().ok_or(EngineError::Taken { batch })?;
+                backend.copy(rows)
+            }
+            HiddenStore::Spilled(spill) => backend.upload(&spill.read(batch)?, spill.columns),
+        }
+    }
+
     /// Puts the hidden states of a batch back; never more rows than it had first.
     ///
     /// # Errors

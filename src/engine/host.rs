@@ -18,6 +18,9 @@ type Result<T> = std::result::Result<T, EngineError>;
 /// Rows one rayon task takes of cheap row-wise work.
 const ROWS_PER_TASK: usize = 32;
 
+/// Columns one rayon task turns for a gram matrix: a cache line of each row.
+const GRAM_STRIP: usize = 16;
+
 /// Computes on this machine's processors.
 pub struct Host {
     /// How products are computed.
@@ -37,6 +40,31 @@ impl HostRows {
 
     fn rows(&self) -> usize {
         self.data.len().checked_div(self.columns).unwrap_or(0)
+    }
+}
+
+/// `[columns, count]` of `count` rows, each value by its row and column.
+fn turned(columns: usize, count: usize, value: impl Fn(usize, usize) -> f32 + Sync) -> Vec<f32> {
+    let mut out = vec![0f32; columns * count];
+    out.par_chunks_mut(GRAM_STRIP * count.max(1)).enumerate().for_each(|(strip, out)| {
+        for i in 0..count {
+            let first = strip * GRAM_STRIP;
+            out[i..].iter_mut().step_by(count).zip(first..).for_each(|(out, column)| *out = value(i, column));
+        }
+    });
+    out
+}
+
+impl Host {
+    /// x·yᵀ of two `[columns, count]`, `[columns, columns]`.
+    fn outer(&self, x: &[f32], y: &[f32], columns: usize, count: usize) -> Vec<f32> {
+        let mut out = vec![0f32; columns * columns];
+        if count > 0 {
+            let input = PackedInput::for_kernel(self.kernel, x, columns, count);
+            let weight = PackedWeight::from_f32_for(self.kernel, y, columns, count);
+            matmul_packed(&input, &weight, &mut out, None);
+        }
+        out
     }
 }
 
@@ -73,6 +101,21 @@ impl Backend for Host {
         Ok(HostRows { data: Buffer::copy_of(values), columns })
     }
 
+    fn copy(&self, x: &HostRows) -> Result<HostRows> {
+        Ok(HostRows { data: Buffer::copy_of(&x.data), columns: x.columns })
+    }
+
+    fn row_count(&self, x: &HostRows) -> usize {
+        x.rows()
+    }
+
+    fn stack(&self, x: HostRows, y: &HostRows) -> Result<HostRows> {
+        let mut data = Buffer::dirty(x.data.len() + y.data.len());
+        data[..x.data.len()].copy_from_slice(&x.data);
+        data[x.data.len()..].copy_from_slice(&y.data);
+        Ok(HostRows { data, columns: x.columns })
+    }
+
     fn download(&self, x: &HostRows) -> Result<Vec<f32>> {
         Ok(x.data.to_vec())
     }
@@ -92,6 +135,21 @@ impl Backend for Host {
             matmul_packed(&input, weight, &mut y.data, bias.map(Vec::as_slice));
             y
         }))
+    }
+
+    fn gram(&self, x: &HostRows, rows: Option<&[u32]>) -> Result<(Vec<f32>, usize)> {
+        let (columns, count) = (x.columns, rows.map_or(x.rows(), <[u32]>::len));
+        let row = |i: usize| &x.data[rows.map_or(i, |rows| rows[i] as usize) * columns..][..columns];
+        let turned = turned(columns, count, |i, column| row(i)[column]);
+        Ok((self.outer(&turned, &turned, columns, count), count))
+    }
+
+    fn drift(&self, x: &HostRows, pairs: &[(u32, u32)]) -> Result<Vec<f32>> {
+        let (columns, count) = (x.columns, pairs.len());
+        let at = |row: u32, column: usize| x.data[row as usize * columns + column];
+        let apart = turned(columns, count, |i, column| at(pairs[i].0, column) - at(pairs[i].1, column));
+        let own = turned(columns, count, |i, column| at(pairs[i].1, column));
+        Ok(self.outer(&apart, &own, columns, count))
     }
 
     fn norm(&self, x: &HostRows, gain: &Vec<f32>, eps: f64) -> Result<HostRows> {

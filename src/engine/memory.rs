@@ -75,6 +75,26 @@ impl MemoryPlan {
         let hidden = Bytes(if spill { (3 * batch_rows * spec.hidden * 4) as u64 } else { all_hidden });
         MemoryPlan { batch_rows, vocab_chunk, spill, weights, activations, hidden }
     }
+
+    /// The layout of one pass over several models, each planned with the hidden states of all: they go through their
+    /// blocks one after the other, and share the room for a part of the head.
+    pub(super) fn beside(self, others: &[MemoryPlan]) -> MemoryPlan {
+        let both = |a: MemoryPlan, b: &MemoryPlan| MemoryPlan {
+            batch_rows: a.batch_rows.min(b.batch_rows),
+            vocab_chunk: a.vocab_chunk.min(b.vocab_chunk),
+            spill: a.spill || b.spill,
+            weights: a.weights.max(b.weights),
+            activations: a.activations.max(b.activations),
+            hidden: a.hidden.max(b.hidden),
+        };
+        let joint = others.iter().fold(self, both);
+        if others.is_empty() {
+            return joint;
+        }
+        let share = joint.vocab_chunk / (1 + others.len());
+        // Whole tiles of the vocabulary.
+        MemoryPlan { vocab_chunk: (share / 64).max(4) * 64, ..joint }
+    }
 }
 
 fn rows_on_cpu(spec: &ModelSpec) -> usize {

@@ -46,7 +46,7 @@ pub struct HeadViews<'a> {
 }
 
 /// Hooks of a pass; each does nothing unless overridden. Calls come from the thread that runs the pass, in the order
-/// layer, micro-batch. Hooks of blocks see the model as it stands, never a [variant](super::Variant).
+/// layer, micro-batch. Hooks of blocks see the (first) model as it stands, never a [variant](super::Variant).
 pub trait Observer {
     /// A router has chosen.
     fn router(&mut self, _routing: &Routing<'_>) {}
@@ -95,7 +95,8 @@ pub trait Observer {
 
 /// A rectangle of the logit matrix.
 pub struct LogitChunk<'a> {
-    /// 0: the model as it stands; n: the pass's variant n - 1. Variants of a rectangle follow the rectangle itself.
+    /// 0: the (first) model as it stands; then its variants, then each other model and its variants. The same rectangle
+    /// of all of them comes in this order before the next one.
     pub variant: usize,
     /// Number of the first scored position of the pass that `values` covers.
     pub first_position: usize,

@@ -1,25 +1,25 @@
-//! The layer-major pass: embedding, then one block at a time for all sequences, then the head.
+//! The layer-major pass: embedding, then one block at a time for all sequences, then the head. What is here is one
+//! model's way through its blocks; `beside` puts whole passes together.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
-use std::time::Instant;
 
 use candle_core::Device;
 
 use super::EngineError;
 use super::backend::{Backend, RopeTable};
-use super::batch::{Batch, batches};
+use super::batch::Batch;
+use super::beside::run_beside;
 use super::block::{Block, Setting};
 use super::device::OnDevice;
-use super::head::{self, Head};
 use super::hidden::HiddenStore;
 use super::host::Host;
 use super::matmul::{self, Kernel};
-use super::memory::{self, MemoryPlan};
+use super::memory::MemoryPlan;
 use super::observer::Observer;
 use super::prefetch::one_ahead;
-use super::variant::{Change, Run, Variant, runs};
+use super::variant::{Change, Run, Variant};
 use crate::family::{BlockSpec, ModelSpec, OpenModel, RopeSpec};
 use crate::model::TensorSource;
 use crate::units::Bytes;
@@ -79,7 +79,7 @@ impl Scoring {
 /// How far a pass is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PassProgress {
-    /// Blocks finished.
+    /// Blocks finished, of all models.
     pub blocks: usize,
     pub of_blocks: usize,
     /// Share of the whole pass, 0 to 1.
@@ -93,11 +93,11 @@ pub struct PassProgress {
 pub struct PassReport {
     /// Negative log-likelihood in nats of each scored position, in order of sequences and positions.
     pub nll: Vec<f64>,
-    /// The same of each variant.
+    /// The same of each variant, and of each other model.
     pub variant_nll: Vec<Vec<f64>>,
-    /// Multiply-adds of routed experts, counted as they were done, all variants together.
+    /// Multiply-adds of routed experts, counted as they were done, all variants and models together.
     pub expert_multiplications: u64,
-    /// Tokens that went through the model.
+    /// Tokens that went through each model.
     pub tokens: usize,
     pub seconds: f64,
     /// Resident memory predicted before the pass, the process's own share at its start included.
@@ -111,13 +111,6 @@ impl PassReport {
     /// Mean negative log-likelihood in nats; NaN when nothing was scored.
     pub fn mean_nll(&self) -> f64 {
         self.nll.iter().sum::<f64>() / self.nll.len() as f64
-    }
-
-    /// Standard error of [`PassReport::mean_nll`]: sample deviation over the square root of the count.
-    pub fn nll_stderr(&self) -> f64 {
-        let (mean, n) = (self.mean_nll(), self.nll.len() as f64);
-        let squares: f64 = self.nll.iter().map(|v| (v - mean).powi(2)).sum();
-        (squares / (n - 1.0) / n).sqrt()
     }
 
     pub fn tokens_per_s(&self) -> f64 {
@@ -170,15 +163,7 @@ pub fn run_subject(
     observers: &mut [&mut dyn Observer],
     progress: &dyn Fn(PassProgress),
 ) -> Result<PassReport> {
-    let Subject { spec, tensors: source, variants } = *subject;
-    check_sequences(sequences, spec.vocab)?;
-    if options.device.is_cpu() && !options.candle_on_cpu {
-        let backend = &Host::of(options);
-        Pass { backend, spec, source, variants, sequences, scoring, options, progress }.run(observers)
-    } else {
-        let backend = &OnDevice::new(&options.device);
-        Pass { backend, spec, source, variants, sequences, scoring, options, progress }.run(observers)
-    }
+    run_beside(subject, &[], sequences, scoring, options, observers, progress)
 }
 
 /// How a pass of `tokens` tokens in sequences of at most `longest` would lie in memory; nothing is read but headers.
@@ -193,7 +178,7 @@ pub fn predict(model: &OpenModel, tokens: usize, longest: usize, options: &PassO
     }
 }
 
-fn check_sequences(sequences: &[Vec<u32>], vocab: usize) -> Result<()> {
+pub(super) fn check_sequences(sequences: &[Vec<u32>], vocab: usize) -> Result<()> {
     for (sequence, tokens) in sequences.iter().enumerate() {
         if tokens.is_empty() {
             return Err(EngineError::EmptySequence { sequence });
@@ -206,77 +191,29 @@ fn check_sequences(sequences: &[Vec<u32>], vocab: usize) -> Result<()> {
 }
 
 impl Host {
-    fn of(options: &PassOptions) -> Self {
+    pub(super) fn of(options: &PassOptions) -> Self {
         Host { kernel: options.kernel.unwrap_or_else(matmul::kernel) }
     }
 }
 
-struct Pass<'a, B: Backend> {
-    backend: &'a B,
-    spec: &'a ModelSpec,
-    source: &'a dyn TensorSource,
-    variants: &'a [Variant],
-    sequences: &'a [Vec<u32>],
-    scoring: Scoring,
-    options: &'a PassOptions,
-    progress: &'a dyn Fn(PassProgress),
+pub(super) struct Pass<'a, B: Backend> {
+    pub backend: &'a B,
+    pub spec: &'a ModelSpec,
+    pub source: &'a dyn TensorSource,
+    pub variants: &'a [Variant],
+    pub sequences: &'a [Vec<u32>],
+    pub options: &'a PassOptions,
+    pub progress: &'a dyn Fn(PassProgress),
 }
 
 impl<B: Backend> Pass<'_, B> {
-    fn run(&self, observers: &mut [&mut dyn Observer]) -> Result<PassReport> {
-        let start = Instant::now();
-        let lengths: Vec<usize> = self.sequences.iter().map(Vec::len).collect();
-        let (tokens, longest) = (lengths.iter().sum(), lengths.iter().copied().max().unwrap_or(0));
-        let on_device = !self.options.device.is_cpu();
-        let budget = self.options.memory_budget;
-        // Each variant has hidden states of its own.
-        let kept = tokens * (1 + self.variants.len());
-        let plan = MemoryPlan::new(self.backend, self.spec, self.source, kept, longest, on_device, budget);
-        let predicted_peak = memory::resident().unwrap_or_default() + plan.total();
-        let runs =
-            runs(batches(&lengths, plan.batch_rows, |length| self.spec.rope.length_class(length)), self.variants.len());
-        let scored = head::scored_runs(&runs, self.sequences, self.scoring);
-        let clock = Clock { start, tokens, weights: self.shares(&runs, &scored), progress: self.progress };
-
-        let mut hidden = self.embed(&runs, &plan)?;
-        let expert_work = AtomicU64::new(0);
-        self.blocks(&runs, &mut hidden, observers, &expert_work, &clock)?;
-        let mut nll = vec![Vec::new(); 1 + self.variants.len()];
-        if scored.iter().any(|s| !s.rows.is_empty()) {
-            // The head's arrays have other sizes than the blocks'.
-            super::pool::drain();
-            let vocab_chunk = plan.vocab_chunk;
-            let head = Head { backend: self.backend, spec: self.spec, source: self.source, vocab_chunk };
-            let found =
-                head.score(&mut hidden, &scored, observers, |share| clock.head(self.spec.blocks.len(), share))?;
-            for (scored, found) in scored.iter().zip(found) {
-                nll[scored.variant].extend(found);
-            }
-        };
-        super::pool::drain();
-        let seconds = start.elapsed().as_secs_f64();
-        let mut nll = nll.into_iter();
-        Ok(PassReport {
-            nll: nll.next().unwrap_or_default(),
-            variant_nll: nll.collect(),
-            expert_multiplications: expert_work.into_inner(),
-            tokens,
-            seconds,
-            predicted_peak,
-            peak: memory::peak_resident(),
-            plan,
-        })
+    /// How this model's part of a pass would lie in memory; `kept` tokens' hidden states, of all models, are kept.
+    pub fn plan(&self, kept: usize, longest: usize) -> MemoryPlan {
+        let (on_device, budget) = (!self.options.device.is_cpu(), self.options.memory_budget);
+        MemoryPlan::new(self.backend, self.spec, self.source, kept, longest, on_device, budget)
     }
 
-    /// Multiplications of the blocks and of the head, for the share of the work done.
-    fn shares(&self, runs: &[Run], scored: &[head::Scored]) -> (f64, f64) {
-        let rows: usize = runs.iter().map(|run| run.batch.rows()).sum();
-        let block: u64 = self.spec.blocks.iter().map(BlockSpec::active_parameters).sum();
-        let scored: usize = scored.iter().map(|s| s.rows.len()).sum();
-        (rows as f64 * block as f64, scored as f64 * (self.spec.vocab * self.spec.hidden) as f64)
-    }
-
-    fn embed(&self, runs: &[Run], plan: &MemoryPlan) -> Result<HiddenStore<B>> {
+    pub fn embed(&self, runs: &[Run], plan: &MemoryPlan) -> Result<HiddenStore<B>> {
         let temporary = std::env::temp_dir();
         let directory = self.options.spill_directory.as_deref().unwrap_or(&temporary);
         let rows: Vec<usize> = runs.iter().map(|run| run.batch.rows()).collect();
@@ -298,13 +235,14 @@ impl<B: Backend> Pass<'_, B> {
         Ok(hidden)
     }
 
-    fn blocks(
+    /// Every run through every block. `done` is told after each run of a block, with the block and the share of its runs.
+    pub fn blocks(
         &self,
         runs: &[Run],
         hidden: &mut HiddenStore<B>,
         observers: &mut [&mut dyn Observer],
         expert_work: &AtomicU64,
-        clock: &Clock<'_>,
+        done: impl Fn(usize, f64),
     ) -> Result<()> {
         let ropes = self.ropes(runs)?;
         let count = self.spec.blocks.len();
@@ -325,14 +263,14 @@ impl<B: Backend> Pass<'_, B> {
                     return Err(self.not_finite(spec));
                 }
                 hidden.put(self.backend, number, x)?;
-                clock.block(index, count, (number + 1) as f64 / runs.len() as f64);
+                done(index, (number + 1) as f64 / runs.len() as f64);
             }
             Ok(())
         })
     }
 
     /// The rotary table of every class of sequence lengths.
-    fn ropes(&self, runs: &[Run]) -> Result<HashMap<usize, B::Rope>> {
+    pub fn ropes(&self, runs: &[Run]) -> Result<HashMap<usize, B::Rope>> {
         let rope = &self.spec.rope;
         let mut longest: HashMap<usize, usize> = HashMap::new();
         for length in runs.iter().map(|run| run.batch.longest()) {
@@ -354,7 +292,7 @@ impl<B: Backend> Pass<'_, B> {
     }
 
     /// The embedding is read only at the ids in use, so it is looked at here, when the first block finds a bad value.
-    fn not_finite(&self, block: &BlockSpec) -> EngineError {
+    pub fn not_finite(&self, block: &BlockSpec) -> EngineError {
         let tensors = block.tensors();
         let embed = (block.index == 0).then_some(self.spec.embed.as_str());
         let names = embed.into_iter().chain(tensors.iter().map(|t| t.name.as_str()));
@@ -381,30 +319,4 @@ fn rope_table(rope: &RopeSpec, positions: usize) -> RopeTable {
     let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
     let (cos, sin) = angles.map(|angle| ((angle.cos() * factor) as f32, (angle.sin() * factor) as f32)).unzip();
     RopeTable { half: rope.dims / 2, pairing: rope.pairing, cos, sin }
-}
-
-/// Turns work done into progress reports.
-struct Clock<'a> {
-    start: Instant,
-    tokens: usize,
-    /// Work of all blocks, and of the head.
-    weights: (f64, f64),
-    progress: &'a dyn Fn(PassProgress),
-}
-
-impl Clock<'_> {
-    fn block(&self, index: usize, of_blocks: usize, share: f64) {
-        let done = (index as f64 + share) / of_blocks as f64 * self.weights.0;
-        self.report(if share == 1.0 { index + 1 } else { index }, of_blocks, done);
-    }
-
-    fn head(&self, of_blocks: usize, share: f64) {
-        self.report(of_blocks, of_blocks, self.weights.0 + share * self.weights.1);
-    }
-
-    fn report(&self, blocks: usize, of_blocks: usize, done: f64) {
-        let fraction = done / (self.weights.0 + self.weights.1).max(1.0);
-        let tokens_per_s = self.tokens as f64 * fraction / self.start.elapsed().as_secs_f64().max(1e-9);
-        (self.progress)(PassProgress { blocks, of_blocks, fraction, tokens_per_s });
-    }
 }

@@ -275,6 +275,97 @@ wide! {
     }
 }
 
+/// Values between -1 and 1 for tests, the same for the same seed.
+/// e^x in double precision to a few units in the last place, flushed to about 1e-308 below -708: as [`exp`], with a
+/// polynomial of degree 13.
+#[inline(always)]
+fn exp_f64(x: f64) -> f64 {
+    const MAGIC: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
+    const LN2_HIGH: f64 = 6.931_471_803_691_238e-1;
+    const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
+    /// 13! down to 2!.
+    const FACTORIALS: [f64; 12] = [
+        6_227_020_800.0,
+        479_001_600.0,
+        39_916_800.0,
+        3_628_800.0,
+        362_880.0,
+        40_320.0,
+        5_040.0,
+        720.0,
+        120.0,
+        24.0,
+        6.0,
+        2.0,
+    ];
+    let x = if x < -708.0 { -708.0 } else { x };
+    let x = if x > 709.0 { 709.0 } else { x };
+    let shifted = x * std::f64::consts::LOG2_E + MAGIC;
+    let n = shifted - MAGIC;
+    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
+    let p = FACTORIALS.iter().fold(0.0, |p, factorial| p * r + 1.0 / factorial);
+    let p = p * r * r + r + 1.0;
+    let exponent = shifted.to_bits().wrapping_sub(MAGIC.to_bits()).wrapping_add(1023);
+    p * f64::from_bits(exponent << 52)
+}
+
+wide! {
+    /// The largest value of a row; NaN if there is one.
+    pub fn largest(row: &[f32]) -> f32 {
+        fold(row, f32::NEG_INFINITY, larger, larger)
+    }
+}
+
+wide! {
+    /// `out[i]` = exp(`row[i]` - `from`), in double precision, and the sum of them.
+    pub fn exponentials(row: &[f32], from: f64, out: &mut [f64]) -> f64 {
+        let mut sums = [0.0; LANES];
+        for (row, out) in row.chunks(LANES).zip(out.chunks_mut(LANES)) {
+            for ((sum, &value), out) in sums.iter_mut().zip(row).zip(out) {
+                *out = exp_f64(f64::from(value) - from);
+                *sum += *out;
+            }
+        }
+        sums.iter().sum()
+    }
+}
+
+wide! {
+    /// The sum of [`exponentials`].
+    pub fn exponential_sum(row: &[f32], from: f64) -> f64 {
+        let mut sums = [0.0; LANES];
+        for row in row.chunks(LANES) {
+            for (sum, &value) in sums.iter_mut().zip(row) {
+                *sum += exp_f64(f64::from(value) - from);
+            }
+        }
+        sums.iter().sum()
+    }
+}
+
+wide! {
+    /// Σ `weights[i]` · (`a[i]` - `b[i]`) in double precision.
+    pub fn weighted_difference(weights: &[f64], a: &[f32], b: &[f32]) -> f64 {
+        let mut sums = [0.0; LANES];
+        for ((weights, a), b) in weights.chunks(LANES).zip(a.chunks(LANES)).zip(b.chunks(LANES)) {
+            for (((sum, weight), &a), &b) in sums.iter_mut().zip(weights).zip(a).zip(b) {
+                *sum += weight * (f64::from(a) - f64::from(b));
+            }
+        }
+        sums.iter().sum()
+    }
+}
+
+#[cfg(test)]
+pub fn noise(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,6 +379,31 @@ mod tests {
         }
         assert!(exp(f32::NAN).is_nan());
         assert!(exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn double_exp_is_close_over_its_range() {
+        for i in -70_800..70_900 {
+            let x = f64::from(i) * 0.01;
+            let (ours, exact) = (exp_f64(x), x.exp());
+            assert!((ours / exact - 1.0).abs() < 2e-15, "exp({x}) = {ours}, exact {exact}");
+        }
+        assert_eq!(exp_f64(0.0), 1.0);
+        assert!(exp_f64(f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn double_sums_agree_on_ragged_rows() {
+        let (a, b) = (noise(77, 1), noise(77, 2));
+        let mut weights = vec![0.0; 77];
+        let sum = exponentials(&a, 0.5, &mut weights);
+        assert_eq!(exponential_sum(&a, 0.5), sum);
+        let exact: f64 = a.iter().map(|&v| (f64::from(v) - 0.5).exp()).sum();
+        assert!((sum / exact - 1.0).abs() < 1e-14);
+        let exact: f64 =
+            weights.iter().zip(a.iter().zip(&b)).map(|(w, (&a, &b))| w * (f64::from(a) - f64::from(b))).sum();
+        assert!((weighted_difference(&weights, &a, &b) - exact).abs() < 1e-12);
+        assert_eq!(largest(&a), a.iter().copied().fold(f32::MIN, f32::max));
     }
 
     #[test]

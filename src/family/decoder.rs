@@ -173,19 +173,45 @@ pub(super) fn spec(traits: &Traits, config: &Config) -> Result<ModelSpec, Family
     let experts = traits.experts.map(|read| read(&keys)).transpose()?;
     let max_positions = keys.count("max_position_embeddings")?.unwrap_or(2048);
     let blocks = (0..layers).map(|index| geometry.block(index, experts.as_ref())).collect::<Result<Vec<_>, _>>()?;
+    let rope = RopeSpec::from_config(config, geometry.head_dim, max_positions, traits.theta)?;
+    let final_norm = norm(&format!("{}.norm", traits.root), geometry.hidden, traits.norm);
+    assemble(&keys, traits.family, traits.root, Body { blocks, final_norm, rope, max_positions, norm_eps: 1e-6 })
+}
+
+/// What a family says of its model beside names that are the same in all of them.
+pub(super) struct Body {
+    pub blocks: Vec<BlockSpec>,
+    pub final_norm: NormSpec,
+    pub rope: RopeSpec,
+    pub max_positions: usize,
+    /// When the config does not say.
+    pub norm_eps: f64,
+}
+
+/// The specification of a model whose embedding stands under `root` and whose output projection is `lm_head`, or the
+/// embedding where the config ties them.
+///
+/// # Errors
+/// A key that is missing or has a wrong value.
+pub(super) fn assemble(
+    keys: &Keys<'_>,
+    family: &'static str,
+    root: &str,
+    body: Body,
+) -> Result<ModelSpec, FamilyError> {
     let mut spec = ModelSpec {
-        family: traits.family,
-        hidden: geometry.hidden,
+        family,
+        hidden: body.final_norm.size,
         vocab: keys.required_count("vocab_size")?,
-        blocks,
+        blocks: body.blocks,
         head: "lm_head.weight".to_owned(),
-        embed: format!("{}.embed_tokens.weight", traits.root),
-        final_norm: norm(&format!("{}.norm", traits.root), geometry.hidden, traits.norm),
+        embed: format!("{root}.embed_tokens.weight"),
+        final_norm: body.final_norm,
         head_bias: None,
         tied: false,
-        rope: RopeSpec::from_config(config, geometry.head_dim, max_positions, traits.theta)?,
-        norm_eps: keys.positive("rms_norm_eps")?.unwrap_or(1e-6),
-        max_positions,
+        rope: body.rope,
+        norm_eps: keys.positive("rms_norm_eps")?.unwrap_or(body.norm_eps),
+        max_positions: body.max_positions,
         factors: Factors::default(),
         carried: Vec::new(),
     };

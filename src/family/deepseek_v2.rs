@@ -1,9 +1,12 @@
 //! DeepSeek-V2 (and V2-Lite, Coder-V2): latent attention, routed and shared experts, dense first blocks.
 
-use super::decoder::{self, ExpertNames, Experts, Shared, linear, mlp, norm};
+use serde_json::{Map, Value, json};
+
+use super::decoder::{self, Body, ExpertNames, Experts, Shared, linear, mlp, norm};
 use super::keys::Keys;
 use super::rope::{Pairing, RopeScaling, RopeSpec, yarn_temperature};
-use super::spec::{BlockSpec, Factors, FfnSpec, LatentAttentionSpec, LatentQuery, MixerSpec, NormKind, RoutingRule};
+use super::spec::{BlockSpec, FfnSpec, LatentAttentionSpec, LatentQuery, MixerSpec, NormKind, RoutingRule};
+use super::{ExpectedTensor, GgufKeys, GgufReader, GgufRules, Latent, Limit, Piece, Placed, Role};
 use super::{Family, FamilyError, ModelSpec};
 use crate::model::Config;
 
@@ -18,6 +21,10 @@ impl Family for DeepseekV2 {
         &["deepseek_v2"]
     }
 
+    fn packs_layers(&self) -> bool {
+        true
+    }
+
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
         let keys = Keys(config);
         keys.refuse_activation()?;
@@ -29,25 +36,147 @@ impl Family for DeepseekV2 {
             ..RopeSpec::from_config(config, rope_dim, max_positions, 10_000.0)?
         };
         let geometry = Geometry::read(config, &rope)?;
-        let tied = keys.flag("tie_word_embeddings", false)?;
-        let embed = "model.embed_tokens.weight".to_owned();
-        Ok(ModelSpec {
-            family: self.name(),
-            hidden: geometry.hidden,
-            vocab: keys.required_count("vocab_size")?,
-            blocks: (0..layers).map(|index| geometry.block(index)).collect(),
-            head: if tied { embed.clone() } else { "lm_head.weight".to_owned() },
-            embed,
-            final_norm: norm("model.norm", geometry.hidden, NormKind::Rms),
-            head_bias: None,
-            tied,
-            rope,
-            norm_eps: keys.positive("rms_norm_eps")?.unwrap_or(1e-6),
-            max_positions,
-            factors: Factors::default(),
-            carried: Vec::new(),
-        })
+        let blocks = (0..layers).map(|index| geometry.block(index)).collect();
+        let final_norm = norm("model.norm", geometry.hidden, NormKind::Rms);
+        decoder::assemble(&keys, self.name(), "model", Body { blocks, final_norm, rope, max_positions, norm_eps: 1e-6 })
     }
+
+    fn gguf(&self) -> Option<GgufRules> {
+        let plain = GgufRules::of("deepseek2");
+        Some(GgufRules { leading_dense: true, reads, placing, keys: write_keys, config: read_keys, limit, ..plain })
+    }
+}
+
+/// No bias at all.
+fn reads(role: Role) -> bool {
+    use Role::*;
+    !matches!(role, LatentBias { .. } | QBias(_) | OBias(_) | MlpBias { .. } | SharedBias { .. } | ExpertBias { .. })
+}
+
+/// llama.cpp computes in the latent space: it has the key half of `kv_b` of each head transposed, the value half as it is.
+fn placing(spec: &ModelSpec, tensor: &ExpectedTensor) -> Option<Vec<Placed>> {
+    let Role::Latent { layer, tensor: Latent::KvB } = tensor.role else { return None };
+    let MixerSpec::Latent(latent) = &spec.blocks[layer].mixer else { return None };
+    let &LatentAttentionSpec { heads, nope_dim, value_dim, .. } = latent;
+    let rank = latent.kv_b.cols;
+    let head = (heads, (nope_dim + value_dim) * rank);
+    let piece = |start, loops| vec![Piece { source: tensor.name.clone(), start, loops }];
+    Some(vec![
+        Placed {
+            name: "attn_k_b.weight",
+            shape: vec![heads, rank, nope_dim],
+            pieces: piece(0, vec![head, (rank, 1), (nope_dim, rank)]),
+        },
+        Placed {
+            name: "attn_v_b.weight",
+            shape: vec![heads, value_dim, rank],
+            pieces: piece(nope_dim * rank, vec![head, (value_dim * rank, 1)]),
+        },
+    ])
+}
+
+fn latent_of(spec: &ModelSpec) -> Option<&LatentAttentionSpec> {
+    spec.blocks.iter().find_map(|block| match &block.mixer {
+        MixerSpec::Latent(latent) => Some(latent),
+        _ => None,
+    })
+}
+
+/// What YaRN multiplies the scores with, less one, for each doubling of e: `0.1 · mscale_all_dim`.
+fn yarn_log_multiplier(latent: &LatentAttentionSpec, factor: f64) -> f64 {
+    let plain = 1.0 / ((latent.nope_dim + latent.rope_dim) as f64).sqrt();
+    ((latent.scale / plain).sqrt() - 1.0) / factor.ln()
+}
+
+fn write_keys(spec: &ModelSpec, config: &Config, out: &mut GgufKeys) -> Result<(), FamilyError> {
+    let Some(latent) = latent_of(spec) else { return Ok(()) };
+    let rank = latent.kv_b.cols;
+    out.count("attention.head_count", latent.heads);
+    out.count("attention.head_count_kv", 1);
+    out.count("attention.key_length", rank + latent.rope_dim);
+    out.count("attention.value_length", rank);
+    out.count("attention.key_length_mla", latent.nope_dim + latent.rope_dim);
+    out.count("attention.value_length_mla", latent.value_dim);
+    out.count("attention.kv_lora_rank", rank);
+    if let LatentQuery::LowRank { a, .. } = &latent.q {
+        out.count("attention.q_lora_rank", a.rows);
+    }
+    let dense = spec.blocks.iter().take_while(|block| block.moe().is_none()).count();
+    out.count("leading_dense_block_count", dense);
+    out.count("expert_shared_count", config.opt_usize("n_shared_experts")?.unwrap_or(0));
+    out.put("expert_gating_func", GATING_SOFTMAX);
+    if let Some(moe) = spec.blocks.iter().find_map(BlockSpec::moe) {
+        out.put("expert_weights_scale", moe.scale as f32);
+    }
+    if let RopeScaling::Yarn { factor, .. } = spec.rope.scaling {
+        // Readers of this architecture take mscale_all_dim out of the rotation themselves.
+        out.put("rope.scaling.attn_factor", 1.0f32);
+        out.put("rope.scaling.yarn_log_multiplier", yarn_log_multiplier(latent, factor) as f32);
+    }
+    Ok(())
+}
+
+/// `expert_gating_func` of a softmax over all experts.
+const GATING_SOFTMAX: u32 = 1;
+
+fn read_keys(file: &GgufReader<'_>, config: &mut Map<String, Value>) -> Result<(), FamilyError> {
+    let rope_dim = file.required_count("rope.dimension_count")?;
+    // Files from before llama.cpp computed in the latent space give the widths of a head elsewhere.
+    let width = |name: &str| match file.count(&format!("attention.{name}_mla"))? {
+        Some(width) => Ok(width),
+        None => file.required_count(&format!("attention.{name}")),
+    };
+    let gating = file.count("expert_gating_func")?.unwrap_or(u64::from(GATING_SOFTMAX));
+    for (key, value) in [
+        ("qk_rope_head_dim", json!(rope_dim)),
+        ("qk_nope_head_dim", json!(width("key_length")?.saturating_sub(rope_dim))),
+        ("v_head_dim", json!(width("value_length")?)),
+        ("kv_lora_rank", json!(file.required_count("attention.kv_lora_rank")?)),
+        ("q_lora_rank", json!(file.count("attention.q_lora_rank")?)),
+        ("first_k_dense_replace", json!(file.count("leading_dense_block_count")?.unwrap_or(0))),
+        ("n_shared_experts", json!(file.count("expert_shared_count")?.unwrap_or(0))),
+        ("routed_scaling_factor", json!(file.number("expert_weights_scale")?.unwrap_or(1.0))),
+        ("norm_topk_prob", json!(file.flag("expert_weights_norm")?.unwrap_or(false))),
+        ("scoring_func", json!(if gating == u64::from(GATING_SOFTMAX) { "softmax" } else { "another" })),
+    ] {
+        config.insert(key.to_owned(), value);
+    }
+    if let Some(rope) = config.get_mut("rope_parameters").and_then(Value::as_object_mut)
+        && let Some(multiplier) = file.number("rope.scaling.yarn_log_multiplier")?
+    {
+        rope.remove("attention_factor");
+        for key in ["mscale", "mscale_all_dim"] {
+            rope.insert(key.to_owned(), json!(multiplier * 10.0));
+        }
+    }
+    Ok(())
+}
+
+/// What llama.cpp does not compute in this architecture.
+fn limit(spec: &ModelSpec) -> Option<Limit> {
+    if spec.blocks.iter().filter_map(BlockSpec::moe).any(|moe| matches!(moe.rule, RoutingRule::GroupLimited { .. })) {
+        return Limit::new(
+            "that chooses experts within groups by the best of each (group_limited_greedy; llama.cpp has no such rule)",
+            "topk_method: greedy",
+        );
+    }
+    if spec.blocks.iter().filter_map(BlockSpec::moe).any(|moe| moe.shared.is_none()) {
+        return Limit::new("without shared experts, which llama.cpp asks for", "n_shared_experts of at least 1");
+    }
+    let is_lite = matches!(spec.blocks.len(), 26 | 27);
+    let is_direct = latent_of(spec).is_some_and(|latent| matches!(latent.q, LatentQuery::Direct(_)));
+    if is_direct != is_lite {
+        return Limit::new(
+            "whose queries are not made as llama.cpp takes for granted by the number of blocks",
+            "direct queries (no q_lora_rank) in models of 26 or 27 blocks, q_lora_rank in all others",
+        );
+    }
+    if let RopeScaling::Yarn { attention_factor, .. } = spec.rope.scaling
+        && (attention_factor - 1.0).abs() > 1e-6
+    {
+        return Limit::new("whose YaRN has an mscale other than its mscale_all_dim", "both the same");
+    }
+    None
 }
 
 struct Geometry {

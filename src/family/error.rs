@@ -31,8 +31,6 @@ pub enum FamilyError {
     Twice { first: String, second: String, meaning: String },
     #[error("the config declares the {name}, but no tensor of the files belongs to it")]
     MissingPart { name: &'static str, prefixes: String },
-    #[error("tensor {name} has {rows} rows, which {heads} heads cannot share")]
-    UnevenHeads { name: String, rows: usize, heads: usize },
     #[error("{path} is neither a model directory with config.json nor a .gguf file", path = path.display())]
     NotAModel { path: PathBuf },
     #[error(transparent)]
@@ -84,7 +82,7 @@ impl FamilyError {
             FamilyError::MissingPart { prefixes, .. } => {
                 Some(format!("its tensors begin with {prefixes}: a shard is missing, or the config is another model's"))
             }
-            FamilyError::MissingTensor { .. } | FamilyError::WrongShape { .. } | FamilyError::UnevenHeads { .. } => {
+            FamilyError::MissingTensor { .. } | FamilyError::WrongShape { .. } => {
                 Some("the weights and the config do not belong together, or a shard is missing".to_owned())
             }
             FamilyError::NotAModel { .. } => {

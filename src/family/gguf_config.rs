@@ -1,133 +1,17 @@
-//! The metadata of a GGUF file from a model's specification, and a config from the metadata of a GGUF file.
+//! A model's config from the metadata of its GGUF file.
 
 use serde_json::{Map, Value, json};
 
-use super::gguf_names::{ROPE_FREQS, gguf_rules};
+use super::gguf_layout::{ROPE_FACTORS, ROPE_FREQS};
 use super::rope::yarn_temperature;
-use super::spec::{FfnSpec, ModelSpec};
-use super::{FAMILIES, Family, FamilyError, GgufRules, RopeScaling};
-use crate::model::{Config, GgufFile, GgufValue, ModelError, TensorSource};
-
-/// The model's keys of a GGUF file: `general.architecture`, `general.name` and everything under the architecture's
-/// prefix, in a fixed order. File type and tokenizer are the writer's part.
-///
-/// # Errors
-/// The family cannot be written to GGUF.
-pub fn gguf_metadata(spec: &ModelSpec, config: &Config, name: &str) -> Result<Vec<(String, GgufValue)>, FamilyError> {
-    let arch = gguf_rules(spec)?.arch;
-    let mut out = Keys { arch, pairs: Vec::new() };
-    out.pairs.push(("general.architecture".to_owned(), arch.into()));
-    out.pairs.push(("general.type".to_owned(), "model".into()));
-    out.pairs.push(("general.name".to_owned(), name.into()));
-    out.count("vocab_size", spec.vocab);
-    out.count("context_length", spec.max_positions);
-    out.count("embedding_length", spec.hidden);
-    out.count("block_count", spec.blocks.len());
-    out.attention(spec);
-    out.feed_forward(spec, config)?;
-    out.rope(spec);
-    Ok(out.pairs)
-}
-
-/// What a reader of the GGUF file other than ours will compute differently, one line each.
-pub fn gguf_warnings(spec: &ModelSpec) -> Vec<String> {
-    let mut out = Vec::new();
-    if spec.blocks.iter().filter_map(|b| b.moe()).any(|moe| !moe.renormalises()) {
-        out.push(
-            "llama.cpp renormalises the weights of the chosen experts, this model does not: its scores will differ"
-                .to_owned(),
-        );
-    }
-    if let RopeScaling::Yarn { truncate: false, .. } = spec.rope.scaling {
-        out.push("GGUF cannot say that YaRN's range is not rounded: scores will differ slightly".to_owned());
-    }
-    out
-}
-
-struct Keys {
-    arch: &'static str,
-    pairs: Vec<(String, GgufValue)>,
-}
-
-impl Keys {
-    fn put(&mut self, key: &str, value: impl Into<GgufValue>) {
-        self.pairs.push((format!("{}.{key}", self.arch), value.into()));
-    }
-
-    fn count(&mut self, key: &str, n: usize) {
-        self.put(key, u32::try_from(n).unwrap_or(u32::MAX));
-    }
-
-    fn attention(&mut self, spec: &ModelSpec) {
-        if let Some(a) = spec.blocks.iter().find_map(|b| b.attention()) {
-            self.count("attention.head_count", a.heads);
-            self.count("attention.head_count_kv", a.kv_heads);
-            self.count("attention.key_length", a.head_dim);
-            self.count("attention.value_length", a.head_dim);
-        }
-        self.put("attention.layer_norm_rms_epsilon", spec.norm_eps as f32);
-    }
-
-    fn feed_forward(&mut self, spec: &ModelSpec, config: &Config) -> Result<(), FamilyError> {
-        match spec.blocks.first().map(|b| &b.ffn) {
-            Some(FfnSpec::Dense(mlp)) => self.count("feed_forward_length", mlp.gate.rows),
-            Some(FfnSpec::Moe(moe)) => {
-                let inner = moe.experts.first().map_or(0, |e| e.gate.rows);
-                self.count("feed_forward_length", config.opt_usize("intermediate_size")?.unwrap_or(inner));
-                self.count("expert_count", moe.experts.len());
-                self.count("expert_used_count", moe.top_k);
-                self.count("expert_feed_forward_length", inner);
-                self.put("expert_weights_norm", moe.renormalises());
-            }
-            None => {}
-        }
-        Ok(())
-    }
-
-    fn rope(&mut self, spec: &ModelSpec) {
-        self.count("rope.dimension_count", spec.rope.dims);
-        self.put("rope.freq_base", spec.rope.theta as f32);
-        match &spec.rope.scaling {
-            // Llama 3's and given divisors are a tensor.
-            RopeScaling::Default
-            | RopeScaling::Llama3 { .. }
-            | RopeScaling::Divisors(_)
-            // Refused with the tensors.
-            | RopeScaling::Long { .. }
-            | RopeScaling::Dynamic { .. } => {}
-            RopeScaling::Linear { factor } => {
-                self.put("rope.scaling.type", "linear");
-                self.put("rope.scaling.factor", *factor as f32);
-            }
-            RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor, .. } => {
-                self.put("rope.scaling.type", "yarn");
-                self.put("rope.scaling.factor", *factor as f32);
-                self.count("rope.scaling.original_context_length", *original_context);
-                let extra = attention_factor / yarn_temperature(*factor, 1.0);
-                for (key, value, default) in [
-                    ("attn_factor", extra, 1.0),
-                    ("yarn_beta_fast", *beta_fast, 32.0),
-                    ("yarn_beta_slow", *beta_slow, 1.0),
-                ] {
-                    if (value - default).abs() > 1e-9 {
-                        self.put(&format!("rope.scaling.{key}"), value as f32);
-                    }
-                }
-            }
-        }
-    }
-}
+use super::{FAMILIES, Family, FamilyError, GgufRules};
+use crate::model::{Config, GgufFile, ModelError, TensorSource};
 
 /// The family whose architecture the file names, and the config its metadata amounts to.
 pub(super) fn config_of(file: &GgufFile) -> Result<(&'static dyn Family, GgufRules, Config), FamilyError> {
     let arch = file.str("general.architecture")?;
-    let known = || FAMILIES.iter().copied().filter_map(|family| Some((family, family.gguf()?)));
-    let (family, rules) =
-        known().find(|(_, rules)| rules.arch == arch).ok_or_else(|| FamilyError::UnknownArchitecture {
-            found: arch.to_owned(),
-            known: known().map(|(_, rules)| rules.arch).collect::<Vec<_>>().join(", "),
-        })?;
-    let reader = Reader { file, arch };
+    let reader = GgufReader { file, arch };
+    let (family, rules) = family_of(&reader)?;
     let mut config = Map::new();
     let mut set = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -148,8 +32,24 @@ pub(super) fn config_of(file: &GgufFile) -> Result<(&'static dyn Family, GgufRul
         let norm = file.opt_bool(&reader.key("expert_weights_norm"))?.unwrap_or(true);
         set("norm_topk_prob", Some(json!(norm)));
     }
+    set("lm_head_bias", file.meta("output.bias").map(|_| json!(true)));
     set("rope_parameters", Some(reader.rope()?));
+    (rules.config)(&reader, &mut config)?;
     Ok((family, rules, Config::from_value(file.path(), Value::Object(config))?))
+}
+
+/// The family whose architecture the file names, and among several the one that claims it.
+fn family_of(reader: &GgufReader<'_>) -> Result<(&'static dyn Family, GgufRules), FamilyError> {
+    let known = || FAMILIES.iter().copied().filter_map(|family| Some((family, family.gguf()?)));
+    for (family, rules) in known().filter(|(_, rules)| rules.arch == reader.arch) {
+        if (rules.claims)(reader)? {
+            return Ok((family, rules));
+        }
+    }
+    let mut architectures: Vec<&str> = known().map(|(_, rules)| rules.arch).collect();
+    architectures.sort_unstable();
+    architectures.dedup();
+    Err(FamilyError::UnknownArchitecture { found: reader.arch.to_owned(), known: architectures.join(", ") })
 }
 
 /// Config keys that are plain counts, and what GGUF calls them.
@@ -166,23 +66,34 @@ const COUNTS: [(&str, &str); 10] = [
     ("moe_intermediate_size", "expert_feed_forward_length"),
 ];
 
-struct Reader<'a> {
-    file: &'a GgufFile,
-    arch: &'a str,
+/// A file's metadata under its architecture's prefix.
+pub struct GgufReader<'a> {
+    pub file: &'a GgufFile,
+    pub arch: &'a str,
 }
 
-impl Reader<'_> {
+impl GgufReader<'_> {
     fn key(&self, name: &str) -> String {
         format!("{}.{name}", self.arch)
     }
 
     /// A count; zero means absent, as some writers put it.
-    fn count(&self, name: &str) -> Result<Option<u64>, ModelError> {
+    pub fn count(&self, name: &str) -> Result<Option<u64>, ModelError> {
         Ok(self.file.opt_u64(&self.key(name))?.filter(|&n| n > 0))
     }
 
+    /// A count that must be there.
+    pub fn required_count(&self, name: &str) -> Result<u64, FamilyError> {
+        self.count(name)?.ok_or_else(|| FamilyError::MissingKey { key: self.key(name) })
+    }
+
+    /// A flag; `None` when absent.
+    pub fn flag(&self, name: &str) -> Result<Option<bool>, ModelError> {
+        self.file.opt_bool(&self.key(name))
+    }
+
     /// A number, with the digits a 32-bit float was meant to have.
-    fn number(&self, name: &str) -> Result<Option<f64>, ModelError> {
+    pub fn number(&self, name: &str) -> Result<Option<f64>, ModelError> {
         let value = self.file.opt_f64(&self.key(name))?;
         Ok(value.map(|v| (v as f32).to_string().parse().unwrap_or(v)))
     }
@@ -196,8 +107,23 @@ impl Reader<'_> {
             self.file.read_f32(ROPE_FREQS, &mut divisors)?;
             rope.insert("divisors".to_owned(), json!(divisors));
             kind = "divisors";
+        } else if self.file.meta(ROPE_FACTORS[0]).is_some() {
+            let factor = self.number("rope.scaling.attn_factor")?.unwrap_or(1.0);
+            for (name, key, mscale) in
+                [(ROPE_FACTORS[0], "short_factor", "short_mscale"), (ROPE_FACTORS[1], "long_factor", "long_mscale")]
+            {
+                let mut divisors = Vec::new();
+                self.file.read_f32(name, &mut divisors)?;
+                rope.insert(key.to_owned(), json!(divisors));
+                rope.insert(mscale.to_owned(), json!(factor));
+            }
+            kind = "longrope";
         } else if kind == "none" {
             kind = "default";
+        }
+        if let Some(sections) = self.file.value(&self.key("rope.dimension_sections")) {
+            let sections: Vec<i32> = sections.as_i32s().unwrap_or(&[]).iter().copied().filter(|&n| n > 0).collect();
+            rope.insert("mrope_section".to_owned(), json!(sections));
         }
         if let Some(factor) = self.number("rope.scaling.factor")? {
             rope.insert("factor".to_owned(), json!(factor));

@@ -2,12 +2,10 @@
 //!
 //! Published with experts in MXFP4 and saved by transformers in bf16, both as stacks of all experts of a layer.
 
-use super::decoder::{self, Experts, linear, norm};
+use super::decoder::{self, Body, Experts, linear, norm};
 use super::keys::Keys;
 use super::rope::RopeSpec;
-use super::spec::{
-    Activation, AttentionSpec, BlockSpec, Factors, FfnSpec, MixerSpec, MlpSpec, MoeSpec, NormKind, RoutingRule,
-};
+use super::spec::{Activation, AttentionSpec, BlockSpec, FfnSpec, MixerSpec, MlpSpec, MoeSpec, NormKind, RoutingRule};
 use super::{Family, FamilyError, ModelSpec, StackLayout};
 use crate::model::Config;
 
@@ -35,24 +33,10 @@ impl Family for GptOss {
         if config.get("rope_parameters").is_none() && config.get("rope_scaling").is_none() {
             return Err(FamilyError::MissingKey { key: "rope_scaling (or rope_parameters)".to_owned() });
         }
-        let tied = keys.flag("tie_word_embeddings", false)?;
-        let embed = "model.embed_tokens.weight".to_owned();
-        Ok(ModelSpec {
-            family: self.name(),
-            hidden: geometry.hidden,
-            vocab: keys.required_count("vocab_size")?,
-            blocks: kinds.iter().enumerate().map(block).collect(),
-            head: if tied { embed.clone() } else { "lm_head.weight".to_owned() },
-            embed,
-            final_norm: norm("model.norm", geometry.hidden, NormKind::Rms),
-            head_bias: None,
-            tied,
-            rope: RopeSpec::from_config(config, geometry.head_dim, max_positions, 150_000.0)?,
-            norm_eps: keys.positive("rms_norm_eps")?.unwrap_or(1e-5),
-            max_positions,
-            factors: Factors::default(),
-            carried: Vec::new(),
-        })
+        let blocks = kinds.iter().enumerate().map(block).collect();
+        let rope = RopeSpec::from_config(config, geometry.head_dim, max_positions, 150_000.0)?;
+        let final_norm = norm("model.norm", geometry.hidden, NormKind::Rms);
+        decoder::assemble(&keys, self.name(), "model", Body { blocks, final_norm, rope, max_positions, norm_eps: 1e-5 })
     }
 
     fn layouts(&self) -> &'static [StackLayout] {

@@ -1,7 +1,7 @@
 //! Llama and the models that share its layout (SmolLM2, TinyLlama, Llama 3.x).
 
 use super::decoder::{self, Traits};
-use super::{Family, FamilyError, GgufRules, ModelSpec};
+use super::{Family, FamilyError, GgufReader, GgufRules, ModelSpec};
 use crate::model::Config;
 
 pub struct Llama;
@@ -15,12 +15,17 @@ impl Family for Llama {
         &["llama"]
     }
 
+    fn packs_layers(&self) -> bool {
+        true
+    }
+
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
         let traits = Traits { mlp_bias: true, ..Traits::of(self.name()) };
         decoder::spec(&traits, config)
     }
 
     fn gguf(&self) -> Option<GgufRules> {
-        Some(GgufRules { arch: "llama", permutes_qk: true })
+        let claims = |file: &GgufReader<'_>| Ok(file.count("expert_count")?.is_none());
+        Some(GgufRules { permutes_qk: true, reads: |_| true, claims, ..GgufRules::of("llama") })
     }
 }

@@ -7,10 +7,16 @@
 mod decoder;
 mod error;
 mod gguf_config;
+mod gguf_keys;
+mod gguf_layout;
 mod gguf_names;
+mod gguf_rules;
+mod inputs;
 mod keys;
 mod locate;
 mod open;
+mod piece;
+mod qwen3_5_gguf;
 mod role;
 mod rope;
 mod spec;
@@ -23,9 +29,13 @@ mod view;
 mod tests;
 
 pub use error::FamilyError;
-pub use gguf_config::{gguf_metadata, gguf_warnings};
-pub use gguf_names::{GgufContent, GgufTensor, gguf_name, gguf_tensors, permuted_row};
+pub use gguf_config::GgufReader;
+pub use gguf_keys::{GgufKeys, gguf_metadata, gguf_warnings};
+pub use gguf_layout::{GgufContent, GgufTensor, gguf_tensors};
+pub use gguf_rules::{GgufRules, Limit, Placed};
+pub use inputs::LayerInput;
 pub use open::{Format, OpenModel, open};
+pub use piece::{Change, Piece};
 pub use role::{Delta, ExpectedTensor, Latent, Part, Role};
 pub use rope::{Pairing, RopeScaling, RopeSpec, Stretch, ntk_theta};
 pub use spec::{
@@ -52,6 +62,11 @@ pub trait Family: Sync {
     fn gguf(&self) -> Option<GgufRules> {
         None
     }
+    /// Directories in which its linear layers are packed one by one (compressed-tensors) were seen to load in transformers
+    /// with the logits this engine computes: docs/VERIFICATION.md.
+    fn packs_layers(&self) -> bool {
+        false
+    }
     /// Other names its tensors go by: applied to every stored name, in this order, each at most once.
     fn aliases(&self) -> &'static [Alias] {
         &[]
@@ -74,15 +89,6 @@ pub enum Alias {
     Prefix(&'static str, &'static str),
     /// The first place in a name.
     Part(&'static str, &'static str),
-}
-
-/// What GGUF readers expect of a family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GgufRules {
-    /// `general.architecture`, also the prefix of the model's keys.
-    pub arch: &'static str,
-    /// The rows of q and k are interleaved pairwise (adjacent rotary pairs) instead of half-split.
-    pub permutes_qk: bool,
 }
 
 crate::registry! {

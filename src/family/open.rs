@@ -1,16 +1,16 @@
 //! Opening a model: find its family, check that every tensor is there in the right shape, present them under one set
 //! of names.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use super::gguf_names::{ROPE_FREQS, attention_heads, gguf_name};
+use super::gguf_layout::{self, ROPE_FACTORS, ROPE_FREQS};
 use super::locate::{self, Conventions, Located};
 use super::storage::{Holding, Storage};
-use super::view::{Entry, Take, View};
-use super::{Family, FamilyError, ModelSpec, Role, gguf_config, of_config, spec_of};
-use crate::model::{Config, GgufFile, HfDir, ModelError, TensorSource, Tokenizer};
+use super::view::View;
+use super::{Family, FamilyError, ModelSpec, gguf_config, of_config, spec_of};
+use crate::model::quantized::{self, Opened};
+use crate::model::{Config, GgufFile, HfDir, ModelError, TensorMeta, TensorSource, Tokenizer};
 
 /// What lies on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -37,6 +37,8 @@ pub struct OpenModel {
     pub warnings: Vec<String>,
     storage: Storage,
     gguf: Option<Arc<GgufFile>>,
+    /// Of a directory of packed matrices: how they are packed, and the files' own tensors.
+    packing: Option<(String, Vec<TensorMeta>)>,
     tokenizer: OnceLock<Option<Tokenizer>>,
 }
 
@@ -73,6 +75,26 @@ impl OpenModel {
         &self.storage
     }
 
+    /// How the matrices are packed, in a line, when [`OpenModel::stored`] presents packed ones decoded.
+    pub fn packing(&self) -> Option<&str> {
+        self.packing.as_ref().map(|(summary, _)| summary.as_str())
+    }
+
+    /// The tensors as they lie in the files, packed ones in their parts.
+    pub fn files_tensors(&self) -> &[TensorMeta] {
+        self.packing.as_ref().map_or_else(|| self.stored.metas(), |(_, metas)| metas)
+    }
+
+    /// What the model is, where that is something whose weights cannot be rewritten: `a GGUF file`. `None` for a
+    /// directory of plain tensors.
+    pub fn fixed_form(&self) -> Option<&'static str> {
+        match (&self.gguf, &self.packing) {
+            (Some(_), _) => Some("a GGUF file"),
+            (None, Some(_)) => Some("a quantized directory"),
+            (None, None) => None,
+        }
+    }
+
     /// The GGUF file itself, when the model is one.
     pub fn gguf(&self) -> Option<&GgufFile> {
         self.gguf.as_deref()
@@ -99,7 +121,13 @@ fn open_directory(path: &Path) -> Result<OpenModel, FamilyError> {
     let HfDir { config, tensors, .. } = HfDir::open(path)?;
     let family = of_config(&config)?;
     let spec = spec_of(&config)?;
-    let stored: Arc<dyn TensorSource> = Arc::new(tensors);
+    let (stored, packing): (Arc<dyn TensorSource>, _) = match quantized::open(&config, tensors)? {
+        Opened::Plain(tensors) => (Arc::new(tensors), None),
+        Opened::Packed(tensors) => {
+            let packing = (tensors.summary().to_owned(), tensors.files_tensors().to_vec());
+            (Arc::new(tensors), Some(packing))
+        }
+    };
     let expert_key = config.expert_key();
     let conventions = Conventions { aliases: family.aliases(), layouts: family.layouts(), expert_key };
     let Located { tensors, storage } = locate::locate(&stored, &spec, &conventions)?;
@@ -115,6 +143,7 @@ fn open_directory(path: &Path) -> Result<OpenModel, FamilyError> {
         warnings: ignored(&storage),
         storage,
         gguf: None,
+        packing,
         tokenizer: OnceLock::new(),
     })
 }
@@ -123,10 +152,9 @@ fn open_gguf(path: &Path) -> Result<OpenModel, FamilyError> {
     let file = Arc::new(GgufFile::open(path)?);
     let (family, rules, config) = gguf_config::config_of(&file)?;
     let spec = family.spec(&config)?;
-    let tensors = gguf_view(&file, &spec, rules.permutes_qk)?;
+    let tensors = Arc::new(View::new(file.clone(), gguf_layout::entries(&file, &spec, &rules)?)?);
     check_tensors(&spec, tensors.as_ref())?;
-    let roles: HashMap<String, Role> = spec.tensors().iter().map(|t| (gguf_name(t.role), t.role)).collect();
-    let storage = locate::by_roles(file.metas(), &roles);
+    let storage = locate::by_roles(file.metas(), &gguf_layout::roles(&spec, &rules));
     Ok(OpenModel {
         path: path.to_owned(),
         format: Format::Gguf,
@@ -137,38 +165,10 @@ fn open_gguf(path: &Path) -> Result<OpenModel, FamilyError> {
         warnings: ignored(&storage),
         storage,
         gguf: Some(file),
+        packing: None,
         tokenizer: OnceLock::new(),
         spec,
     })
-}
-
-/// The file's tensors under the names of the specification: experts taken out of their stack, q and k rows in order.
-fn gguf_view(file: &Arc<GgufFile>, spec: &ModelSpec, permutes_qk: bool) -> Result<Arc<dyn TensorSource>, FamilyError> {
-    let mut entries = Vec::new();
-    for tensor in spec.tensors() {
-        let source = gguf_name(tensor.role);
-        let Some(meta) = file.meta(&source) else { continue };
-        let mut whole = tensor.shape.clone();
-        let mut take = Take::Run { first: 0 };
-        match tensor.role {
-            Role::Expert { layer, expert, .. } | Role::ExpertBias { layer, expert, .. } => {
-                whole.insert(0, spec.blocks[layer].moe().map_or(0, |moe| moe.experts.len()));
-                take = Take::Run { first: expert * tensor.elements() as usize };
-            }
-            Role::Q(l) | Role::QBias(l) if permutes_qk => {
-                take = Take::Unpermuted { heads: attention_heads(spec, l).0 };
-            }
-            Role::K(l) | Role::KBias(l) if permutes_qk => {
-                take = Take::Unpermuted { heads: attention_heads(spec, l).1 };
-            }
-            _ => {}
-        }
-        if meta.shape != whole {
-            return Err(FamilyError::WrongShape { name: source, found: meta.shape.clone(), wanted: whole, more: 0 });
-        }
-        entries.push(Entry { name: tensor.name, shape: tensor.shape, source, take });
-    }
-    Ok(Arc::new(View::new(file.clone(), entries)?))
 }
 
 /// Compares what the specification asks for with what is there.
@@ -197,7 +197,7 @@ fn check_tensors(spec: &ModelSpec, tensors: &dyn TensorSource) -> Result<(), Fam
 
 /// Warns of tensors that this build does not know.
 fn ignored(storage: &Storage) -> Vec<String> {
-    let strange = |name: &str| !is_derived(name) && name != ROPE_FREQS;
+    let strange = |name: &str| !is_derived(name) && name != ROPE_FREQS && !ROPE_FACTORS.contains(&name);
     let unknown = storage.tensors().iter().filter(|tensor| tensor.holding == Holding::Unknown);
     let strange: Vec<&str> = unknown.map(|tensor| tensor.name.as_str()).filter(|name| strange(name)).collect();
     match strange[..] {

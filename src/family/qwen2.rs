@@ -15,12 +15,16 @@ impl Family for Qwen2 {
         &["qwen2"]
     }
 
+    fn packs_layers(&self) -> bool {
+        true
+    }
+
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
         let traits = Traits { attention_bias: AttentionBias::Qkv, ..Traits::of(self.name()) };
         decoder::spec(&traits, config)
     }
 
     fn gguf(&self) -> Option<GgufRules> {
-        Some(GgufRules { arch: "qwen2", permutes_qk: false })
+        Some(GgufRules::of("qwen2"))
     }
 }

@@ -4,7 +4,7 @@
 
 use super::decoder::{self, AttentionBias, Traits};
 use super::keys::Keys;
-use super::{Alias, Family, FamilyError, ModelSpec};
+use super::{Alias, Family, FamilyError, GgufRules, ModelSpec, gguf_keys};
 use crate::model::Config;
 
 pub struct Qwen25Omni;
@@ -35,6 +35,11 @@ impl Family for Qwen25Omni {
             spec.carried.push(part);
         }
         Ok(spec)
+    }
+
+    /// The thinker is written as the language model it equals, and read back as that.
+    fn gguf(&self) -> Option<GgufRules> {
+        Some(GgufRules { keys: gguf_keys::write_sections, claims: |_| Ok(false), ..GgufRules::of("qwen2vl") })
     }
 
     fn aliases(&self) -> &'static [Alias] {

@@ -2,7 +2,7 @@
 
 use super::decoder::{self, AttentionBias, Traits};
 use super::keys::Keys;
-use super::{Alias, Family, FamilyError, ModelSpec};
+use super::{Alias, Family, FamilyError, GgufRules, ModelSpec, gguf_keys};
 use crate::model::Config;
 
 pub struct Qwen25Vl;
@@ -26,6 +26,10 @@ impl Family for Qwen25Vl {
         }
         spec.carried.push(decoder::carried(&Keys(config), "vision tower", "visual.", "vision_config"));
         Ok(spec)
+    }
+
+    fn gguf(&self) -> Option<GgufRules> {
+        Some(GgufRules { keys: gguf_keys::write_sections, ..GgufRules::of("qwen2vl") })
     }
 
     /// transformers divides the hidden size by the number of heads, whatever the config says.

@@ -15,12 +15,16 @@ impl Family for Qwen3 {
         &["qwen3"]
     }
 
+    fn packs_layers(&self) -> bool {
+        true
+    }
+
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
         let traits = Traits { qk_norm: QkNorm::Heads, ..Traits::of(self.name()) };
         decoder::spec(&traits, config)
     }
 
     fn gguf(&self) -> Option<GgufRules> {
-        Some(GgufRules { arch: "qwen3", permutes_qk: false })
+        Some(GgufRules::of("qwen3"))
     }
 }

@@ -3,13 +3,13 @@
 //! The published models are a language model beside a vision tower and a draft head, which are carried along; a
 //! text-only model has the same blocks under shorter names.
 
-use super::decoder::{self, ExpertNames, Experts, Shared, linear, mlp, norm};
+use super::decoder::{self, Body, ExpertNames, Experts, Shared, linear, mlp, norm};
 use super::keys::Keys;
 use super::rope::RopeSpec;
 use super::spec::{
-    AttentionSpec, BlockSpec, Carried, DeltaNetSpec, Factors, FfnSpec, MixerSpec, NormKind, NormSpec, RoutingRule,
+    AttentionSpec, BlockSpec, Carried, DeltaNetSpec, FfnSpec, MixerSpec, NormKind, NormSpec, RoutingRule,
 };
-use super::{Family, FamilyError, ModelSpec};
+use super::{Family, FamilyError, GgufRules, ModelSpec, qwen3_5_gguf};
 use crate::model::Config;
 
 pub struct Qwen35;
@@ -25,6 +25,10 @@ impl Family for Qwen35 {
 
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
         spec(self.name(), config, false)
+    }
+
+    fn gguf(&self) -> Option<GgufRules> {
+        Some(qwen3_5_gguf::rules("qwen35"))
     }
 }
 
@@ -43,24 +47,16 @@ pub(super) fn spec(family: &'static str, config: &Config, sparse: bool) -> Resul
     let geometry = Geometry::read(&keys, root, sparse)?;
     let max_positions = keys.count("max_position_embeddings")?.unwrap_or(32_768);
     let blocks = kinds.iter().enumerate().map(|(index, kind)| geometry.block(index, *kind == "linear_attention"));
-    let tied = keys.flag("tie_word_embeddings", false)?;
-    let embed = format!("{root}.embed_tokens.weight");
-    Ok(ModelSpec {
-        family,
-        hidden: geometry.hidden,
-        vocab: keys.required_count("vocab_size")?,
+    let body = Body {
         blocks: blocks.collect(),
-        head: if tied { embed.clone() } else { "lm_head.weight".to_owned() },
-        embed,
         final_norm: offset_norm(&format!("{root}.norm"), geometry.hidden),
-        head_bias: None,
-        tied,
         rope: RopeSpec::of_part(config, geometry.head_dim, 0.25, max_positions, 10_000.0)?,
-        norm_eps: keys.positive("rms_norm_eps")?.unwrap_or(1e-6),
         max_positions,
-        factors: Factors::default(),
-        carried: geometry.carried(config)?,
-    })
+        norm_eps: 1e-6,
+    };
+    let mut spec = decoder::assemble(&keys, family, root, body)?;
+    spec.carried = geometry.carried(config)?;
+    Ok(spec)
 }
 
 struct Geometry {

@@ -1,6 +1,6 @@
 //! Qwen3.5-MoE: the blocks of Qwen3.5 with routed experts and a shared one that has a gate of its own.
 
-use super::{Family, FamilyError, ModelSpec, qwen3_5};
+use super::{Family, FamilyError, GgufRules, ModelSpec, qwen3_5, qwen3_5_gguf};
 use crate::model::Config;
 
 pub struct Qwen35Moe;
@@ -16,5 +16,9 @@ impl Family for Qwen35Moe {
 
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
         qwen3_5::spec(self.name(), config, true)
+    }
+
+    fn gguf(&self) -> Option<GgufRules> {
+        Some(qwen3_5_gguf::rules("qwen35moe"))
     }
 }

@@ -2,7 +2,7 @@
 
 use super::decoder::{self, QkNorm, Traits};
 use super::keys::Keys;
-use super::{Family, FamilyError, ModelSpec};
+use super::{Family, FamilyError, GgufRules, ModelSpec, gguf_keys};
 use crate::model::Config;
 
 pub struct Qwen3Vl;
@@ -21,5 +21,9 @@ impl Family for Qwen3Vl {
         let mut spec = decoder::spec(&traits, config)?;
         spec.carried.push(decoder::carried(&Keys(config), "vision tower", "model.visual.", "vision_config"));
         Ok(spec)
+    }
+
+    fn gguf(&self) -> Option<GgufRules> {
+        Some(GgufRules { keys: gguf_keys::write_sections, ..GgufRules::of("qwen3vl") })
     }
 }

@@ -3,7 +3,7 @@
 use super::decoder::{self, Experts, QkNorm, Traits};
 use super::keys::Keys;
 use super::spec::RoutingRule;
-use super::{Family, FamilyError, ModelSpec};
+use super::{Family, FamilyError, GgufRules, ModelSpec, gguf_keys};
 use crate::model::Config;
 
 pub struct Qwen3VlMoe;
@@ -27,6 +27,10 @@ impl Family for Qwen3VlMoe {
         let mut spec = decoder::spec(&traits, config)?;
         spec.carried.push(decoder::carried(&Keys(config), "vision tower", "model.visual.", "vision_config"));
         Ok(spec)
+    }
+
+    fn gguf(&self) -> Option<GgufRules> {
+        Some(GgufRules { keys: gguf_keys::write_sections, ..GgufRules::of("qwen3vlmoe") })
     }
 }
 

@@ -172,29 +172,35 @@ fn gguf_stacks_experts_and_permutes_where_the_family_says() {
     let gate = tensors.iter().find(|t| t.name == "blk.1.ffn_gate_exps.weight").unwrap();
     assert_eq!(gate.shape, [8, 48, 64]);
     assert!(matches!(&gate.content, GgufContent::Stack(sources) if sources.len() == 8));
-    assert!(gguf_warnings(&moe).is_empty());
-    assert!(!tensors.iter().any(|t| matches!(t.content, GgufContent::Permute { .. })));
-
-    let llama = spec(|_| ()).unwrap();
-    let heads = |t: &GgufTensor| match t.content {
-        GgufContent::Permute { heads, .. } => Some((t.name.clone(), heads)),
-        _ => None,
+    assert!(gguf_warnings(&moe, &[]).is_empty());
+    let permuted = |spec: &ModelSpec| {
+        let tensors = gguf_tensors(spec).unwrap().into_iter();
+        let pieces = tensors.filter_map(|t| match t.content {
+            GgufContent::Pieces(pieces) => Some((t.name, pieces)),
+            _ => None,
+        });
+        pieces.collect::<Vec<_>>()
     };
-    let permuted: Vec<_> = gguf_tensors(&llama).unwrap().iter().filter_map(heads).take(2).collect();
-    assert_eq!(permuted, [("blk.0.attn_q.weight".to_owned(), 4), ("blk.0.attn_k.weight".to_owned(), 2)]);
-    // Row 1 of a permuted head of 8 comes from row 4: the partner of row 0.
-    assert_eq!((0..8).map(|r| permuted_row(r, 8)).collect::<Vec<_>>(), [0, 4, 1, 5, 2, 6, 3, 7]);
+    assert!(permuted(&moe).is_empty());
+
+    let llama = permuted(&spec(|_| ()).unwrap());
+    let names: Vec<&str> = llama.iter().map(|(name, _)| name.as_str()).take(2).collect();
+    assert_eq!(names, ["blk.0.attn_q.weight", "blk.0.attn_k.weight"]);
+    // Row 1 of a permuted head of 16 comes from row 8: the partner of row 0.
+    let row = |r: usize| llama[0].1[0].position(r * 64) / 64;
+    assert_eq!([0, 1, 2, 3, 15, 16, 17].map(row), [0, 8, 1, 9, 15, 16, 24]);
 }
 
 #[test]
 fn a_family_without_gguf_rules_is_refused_naming_those_that_have_them() {
-    let mixture = spec(|map| {
+    let sinks = spec(|map| {
         moe_keys(map);
-        map.insert("model_type".to_owned(), json!("mixtral"));
+        map.insert("model_type".to_owned(), json!("gpt_oss"));
+        map.insert("rope_parameters".to_owned(), json!({"rope_type": "default", "rope_theta": 1e4}));
     });
-    let fault = crate::fault::Fault::from(gguf_tensors(&mixture.unwrap()).unwrap_err());
-    insta::assert_snapshot!(fault, @r#"a GGUF file of a model of the family "mixtral" is not supported"#);
-    assert_eq!(fault.hint.as_deref(), Some("supported: GGUF files of llama, qwen2, qwen3, qwen3_moe"));
+    let fault = crate::fault::Fault::from(gguf_tensors(&sinks.unwrap()).unwrap_err());
+    insta::assert_snapshot!(fault, @r#"a GGUF file of a model of the family "gpt_oss" is not supported"#);
+    assert!(fault.hint.unwrap().starts_with("supported: GGUF files of deepseek_v2, granitemoe, llama"));
 }
 
 #[test]

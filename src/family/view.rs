@@ -1,6 +1,6 @@
 //! Tensors under other names: a source that presents parts of another source's tensors, rearranged where needed.
 //!
-//! Two kinds of file need it: GGUF (other names, experts stacked, q and k rows interleaved) and checkpoints that stack
+//! Two kinds of file need it: GGUF (other names, experts stacked, rows in another order) and checkpoints that stack
 //! all experts of a layer in one tensor, transposed or interleaved. Nothing is copied that lies in one piece.
 
 use std::borrow::Cow;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::FamilyError;
-use super::gguf_names::permuted_row;
+use super::piece::{Change, Piece};
 use crate::codec::{MXFP4_BLOCK, MXFP4_BYTES, mxfp4_to_bf16};
 use crate::model::{Dtype, ModelError, TensorMeta, TensorSource};
 
@@ -28,12 +28,13 @@ pub(super) struct Entry {
 }
 
 /// Which elements of the inner tensor.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Take {
     /// Those from `first` on, as they lie.
     Run { first: usize },
-    /// All, in rows that lie interleaved for this many heads and are put back into half-split order.
-    Unpermuted { heads: usize },
+    /// Pieces of one or several tensors one after another, their values turned back. Blocks that stay whole stay encoded,
+    /// everything else is presented in `F32`.
+    Pieces { pieces: Vec<Piece>, change: Change },
     /// Row r, column c is element `first + r · row + c · col`.
     Strided { first: usize, row: usize, col: usize },
     /// MXFP4 blocks as bf16: row r is made of the blocks of row `first + r · step` of a stack `[…, blocks, 16]`, whose
@@ -60,11 +61,11 @@ impl Entry {
     /// The elements of the source between the first and the last that are taken.
     fn extent(&self) -> Range<usize> {
         let (rows, columns) = self.matrix();
-        match self.take {
-            Take::Run { first } => first..first + rows * columns,
-            Take::Unpermuted { .. } => 0..rows * columns,
-            Take::Strided { first, .. } if rows * columns == 0 => first..first,
-            Take::Strided { first, row, col } => first..first + (rows - 1) * row + (columns - 1) * col + 1,
+        match &self.take {
+            &Take::Run { first } => first..first + rows * columns,
+            Take::Pieces { .. } => 0..0,
+            &Take::Strided { first, .. } if rows * columns == 0 => first..first,
+            &Take::Strided { first, row, col } => first..first + (rows - 1) * row + (columns - 1) * col + 1,
             Take::Mxfp4 { .. } => {
                 let scales = self.scales_extent();
                 scales.start * MXFP4_BYTES..scales.end * MXFP4_BYTES
@@ -86,12 +87,24 @@ impl Entry {
         let block = source.block_elems();
         match self.take {
             Take::Strided { .. } => (source, block == 1),
-            Take::Run { .. } | Take::Unpermuted { .. } => {
+            Take::Run { .. } => {
                 let whole = columns.is_multiple_of(block) || self.shape.len() < 2;
                 (source, whole && self.extent().start.is_multiple_of(block))
             }
             Take::Mxfp4 { .. } => (Dtype::BF16, source == Dtype::U8 && columns.is_multiple_of(MXFP4_BLOCK)),
+            Take::Pieces { .. } => (Dtype::F32, true),
         }
+    }
+
+    /// The one type of all pieces' sources, where no block of it is cut and no value changes.
+    fn kept(&self, inner: &dyn TensorSource) -> Option<Dtype> {
+        let Take::Pieces { pieces, change: Change::None } = &self.take else { return None };
+        let dtype = inner.meta(&self.source)?.dtype;
+        let block = dtype.block_elems();
+        let whole = |piece: &Piece| {
+            inner.meta(&piece.source).is_some_and(|meta| meta.dtype == dtype) && piece.is_runs_of(block)
+        };
+        (self.matrix().1.is_multiple_of(block) && pieces.iter().all(whole)).then_some(dtype)
     }
 }
 
@@ -105,13 +118,17 @@ pub(super) struct View {
 
 impl View {
     /// # Errors
-    /// An entry does not lie inside its source, cuts a quantised block, or has rows its heads cannot share.
+    /// An entry does not lie inside its source, or cuts a quantised block that must stay whole.
     pub fn new(inner: Arc<dyn TensorSource>, entries: Vec<Entry>) -> Result<Self, FamilyError> {
         let mut metas = Vec::with_capacity(entries.len());
         for entry in &entries {
             let source = inner.require(&entry.source)?;
             let (rows, columns) = entry.matrix();
             let (dtype, possible) = entry.dtype(source.dtype);
+            let dtype = entry.kept(&*inner).unwrap_or(dtype);
+            if let Take::Pieces { pieces, .. } = &entry.take {
+                check_pieces(entry, pieces, &*inner)?;
+            }
             let scales = entry.scales_extent();
             let scaled = scales.is_empty() || {
                 let tensor = inner.require(&scales_of(&entry.source))?;
@@ -124,11 +141,6 @@ impl View {
                     wanted: entry.shape.clone(),
                     more: 0,
                 });
-            }
-            if let Take::Unpermuted { heads } = entry.take
-                && (heads == 0 || !rows.is_multiple_of(2 * heads))
-            {
-                return Err(FamilyError::UnevenHeads { name: entry.source.clone(), rows, heads });
             }
             metas.push(TensorMeta {
                 name: entry.name.clone(),
@@ -153,6 +165,46 @@ impl View {
         let start = stored.bytes_for(extent.start);
         start..start + stored.bytes_for(extent.len())
     }
+
+    /// The bytes of an entry made of pieces.
+    fn pieced(&self, entry: &Entry, pieces: &[Piece], change: Change) -> Result<Vec<u8>, ModelError> {
+        if let Some(dtype) = entry.kept(&*self.inner) {
+            let mut out = Vec::new();
+            for piece in pieces {
+                let bytes = self.inner.bytes(&piece.source)?;
+                piece.in_blocks(dtype.block_elems()).gather(&bytes, dtype.block_bytes(), &mut out);
+            }
+            return Ok(out);
+        }
+        let (mut out, mut values, mut read) = (Vec::new(), Vec::new(), "");
+        for piece in pieces {
+            if read != piece.source {
+                self.inner.read_f32(&piece.source, &mut values)?;
+                read = &piece.source;
+            }
+            piece.gather(&values, 1, &mut out);
+        }
+        change.undo(&mut out);
+        Ok(out.iter().flat_map(|value| value.to_le_bytes()).collect())
+    }
+}
+
+/// Every piece must lie inside its tensor, and all of them must make up the entry.
+fn check_pieces(entry: &Entry, pieces: &[Piece], inner: &dyn TensorSource) -> Result<(), FamilyError> {
+    let complete = pieces.iter().map(Piece::elements).sum::<usize>() == entry.shape.iter().product::<usize>();
+    for piece in pieces {
+        let source = inner.require(&piece.source)?;
+        if piece.extent().end > source.elems() || !complete {
+            let (name, found) = (piece.source.clone(), source.shape.clone());
+            return Err(FamilyError::WrongShape { name, found, wanted: entry.shape.clone(), more: 0 });
+        }
+    }
+    Ok(())
+}
+
+/// The tensors of pieces, neighbours once.
+fn sources(pieces: &[Piece]) -> impl Iterator<Item = &str> {
+    pieces.chunk_by(|a, b| a.source == b.source).map(|same| same[0].source.as_str())
 }
 
 impl TensorSource for View {
@@ -173,16 +225,18 @@ impl TensorSource for View {
             self.require(name)?;
             return Ok(Cow::Borrowed(&[]));
         };
+        if let Take::Pieces { pieces, change } = &entry.take {
+            return self.pieced(entry, pieces, *change).map(Cow::Owned);
+        }
         let span = Self::span(entry, meta);
         let part = match self.inner.bytes(&entry.source)? {
             Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[span]),
             Cow::Owned(bytes) => Cow::Owned(bytes[span].to_vec()),
         };
-        Ok(match entry.take {
-            Take::Run { .. } => part,
-            Take::Unpermuted { heads } => Cow::Owned(unpermute(&part, meta.rows(), heads)),
-            Take::Strided { row, col, .. } => Cow::Owned(gather(&part, entry.matrix(), (row, col), meta)),
-            Take::Mxfp4 { step, .. } => {
+        Ok(match &entry.take {
+            Take::Run { .. } | Take::Pieces { .. } => part,
+            &Take::Strided { row, col, .. } => Cow::Owned(gather(&part, entry.matrix(), (row, col), meta)),
+            &Take::Mxfp4 { step, .. } => {
                 let scales = self.inner.bytes(&scales_of(&entry.source))?;
                 Cow::Owned(from_mxfp4(&part, &scales[entry.scales_extent()], entry.matrix(), step))
             }
@@ -198,6 +252,9 @@ impl TensorSource for View {
 
     fn prefetch(&self, name: &str) {
         if let Some((entry, meta)) = self.entry(name) {
+            if let Take::Pieces { pieces, .. } = &entry.take {
+                return sources(pieces).for_each(|source| self.inner.prefetch(source));
+            }
             self.inner.prefetch_part(&entry.source, Self::span(entry, meta));
             if let Take::Mxfp4 { .. } = entry.take {
                 self.inner.prefetch_part(&scales_of(&entry.source), entry.scales_extent());
@@ -207,23 +264,15 @@ impl TensorSource for View {
 
     fn release(&self, name: &str) {
         if let Some((entry, meta)) = self.entry(name) {
+            if let Take::Pieces { pieces, .. } = &entry.take {
+                return sources(pieces).for_each(|source| self.inner.release(source));
+            }
             self.inner.release_part(&entry.source, Self::span(entry, meta));
             if let Take::Mxfp4 { .. } = entry.take {
                 self.inner.release_part(&scales_of(&entry.source), entry.scales_extent());
             }
         }
     }
-}
-
-/// Puts `rows` rows of equal size, interleaved head by head, back into half-split order.
-fn unpermute(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
-    let (row_bytes, head_dim) = (bytes.len() / rows, rows / heads);
-    let mut out = vec![0u8; bytes.len()];
-    for (row, data) in bytes.chunks_exact(row_bytes).enumerate() {
-        let target = row / head_dim * head_dim + permuted_row(row % head_dim, head_dim);
-        out[target * row_bytes..][..row_bytes].copy_from_slice(data);
-    }
-    out
 }
 
 /// Every `step`th row of MXFP4 blocks as bf16.
@@ -279,13 +328,6 @@ fn gather_elements<const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn interleaved_rows_return_to_halves() {
-        // Two heads of four rows; half-split order within a head is pairs (0, 2), (1, 3).
-        let interleaved = [0u8, 2, 1, 3, 10, 12, 11, 13];
-        assert_eq!(unpermute(&interleaved, 8, 2), [0, 1, 2, 3, 10, 11, 12, 13]);
-    }
 
     #[test]
     fn strided_elements_are_gathered_over_tile_borders() {

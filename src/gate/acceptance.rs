@@ -1,6 +1,6 @@
 //! Acceptance criteria: which of them this build can judge, and whether the result meets them.
 //!
-//! `perplexity.max` and `size.maxGb` hold for every artifact that ships; `hardware.maxVramGb` holds when at least one
+//! `perplexity.max`, `divergence` and `size.maxGb` hold for every artifact that ships; `hardware.maxVramGb` holds when at least one
 //! artifact's bytes fit (a recipe may ship one file per class of device). `integrity.modelHashRequired` asks for the
 //! hash of the files. Everything else needs measurements that this build does not make, and is refused at admission.
 
@@ -15,6 +15,10 @@ pub struct ArtifactFigures {
     pub bytes: u64,
     /// The highest perplexity any benchmark measured on it.
     pub perplexity: Option<f64>,
+    /// The highest mean KL divergence from the base that any benchmark measured on it, nats.
+    pub kld: Option<f64>,
+    /// The lowest share of tokens on which it agrees with the base.
+    pub same_top: Option<f64>,
 }
 
 /// What is known about the result as a whole.
@@ -32,7 +36,7 @@ pub fn admissible(criteria: &AcceptanceCriteria, measures_perplexity: bool, make
     for name in criteria.benchmarks.iter().flat_map(|all| all.keys()) {
         findings.push(
             Finding::error(key(&format!("benchmarks.{name}")), format!("this build cannot measure {name:?}"))
-                .hint("remove the criterion; this build judges perplexity.max, size.maxGb, hardware.maxVramGb and integrity.modelHashRequired"),
+                .hint("remove the criterion; this build judges perplexity.max, divergence.maxKld, divergence.minSameTop1, size.maxGb, hardware.maxVramGb and integrity.modelHashRequired"),
         );
     }
     if criteria.perplexity.as_ref().is_some_and(|p| p.max.is_some()) && !measures_perplexity {
@@ -94,6 +98,27 @@ pub fn judge(criteria: &AcceptanceCriteria, figures: &Figures) -> Result<Vec<Evi
             state(&format!("perplexity.max of {name}"), value <= limit, value, limit, miss);
         }
     }
+    let divergence = criteria.divergence.as_ref();
+    if let Some(limit) = divergence.and_then(|d| d.max_kld) {
+        for ArtifactFigures { name, kld, .. } in &figures.artifacts {
+            let value = kld.unwrap_or(f64::NAN);
+            let miss = match kld {
+                Some(_) => format!("{name}: KL divergence {value:.6} from the base is above {limit}"),
+                None => format!("{name}: KL divergence was not measured, {limit} is asked for"),
+            };
+            state(&format!("divergence.maxKld of {name}"), value <= limit, value, limit, miss);
+        }
+    }
+    if let Some(limit) = divergence.and_then(|d| d.min_same_top1) {
+        for ArtifactFigures { name, same_top, .. } in &figures.artifacts {
+            let value = same_top.unwrap_or(f64::NAN);
+            let miss = match same_top {
+                Some(_) => format!("{name}: agrees with the base on a share of {value:.4}, below {limit}"),
+                None => format!("{name}: agreement with the base was not measured, {limit} is asked for"),
+            };
+            state(&format!("divergence.minSameTop1 of {name}"), value >= limit, value, limit, miss);
+        }
+    }
     if let Some(limit) = criteria.size.as_ref().and_then(|s| s.max_gb) {
         for artifact in &figures.artifacts {
             let (name, value) = (&artifact.name, Bytes(artifact.bytes).as_gb());
@@ -126,7 +151,10 @@ mod tests {
     }
 
     fn figures() -> Figures {
-        let artifact = |name: &str, bytes, perplexity| ArtifactFigures { name: name.into(), bytes, perplexity };
+        let artifact = |name: &str, bytes, perplexity| {
+            let (kld, same_top) = (Some(bytes as f64 / 1e11), Some(0.9));
+            ArtifactFigures { name: name.into(), bytes, perplexity, kld, same_top }
+        };
         Figures {
             artifacts: vec![
                 artifact("a-Q8_0.gguf", 2_000_000_000, Some(10.0)),
@@ -154,6 +182,16 @@ mod tests {
         let mut unmeasured = figures();
         unmeasured.artifacts[0].perplexity = None;
         assert!(judge(&criteria(json!({"perplexity": {"max": 20.0}})), &unmeasured).is_err());
+    }
+
+    #[test]
+    fn divergence_is_judged_file_by_file() {
+        let met = criteria(json!({"divergence": {"maxKld": 0.02, "minSameTop1": 0.9}}));
+        assert_eq!(judge(&met, &figures()).unwrap().len(), 4);
+        let strict = criteria(json!({"divergence": {"maxKld": 0.015, "minSameTop1": 0.95}}));
+        let mut figures = figures();
+        figures.artifacts[1].same_top = None;
+        insta::assert_snapshot!(judge(&strict, &figures).unwrap_err(), @"acceptance criteria missed: a-Q8_0.gguf: KL divergence 0.020000 from the base is above 0.015; a-Q8_0.gguf: agrees with the base on a share of 0.9000, below 0.95; a-Q4_0.gguf: agreement with the base was not measured, 0.95 is asked for");
     }
 
     #[test]

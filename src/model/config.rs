@@ -199,6 +199,15 @@ impl Config {
         }
     }
 
+    /// Removes a key from the places where keys of the model stand.
+    pub fn remove(&mut self, key: &str) {
+        for path in LEVELS {
+            if let Some(map) = self.level_mut(path) {
+                map.shift_remove(key);
+            }
+        }
+    }
+
     fn level_mut(&mut self, path: &[&str]) -> Option<&mut Map<String, Value>> {
         path.iter().try_fold(&mut self.root, |map, key| map.get_mut(*key)?.as_object_mut())
     }

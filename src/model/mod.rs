@@ -11,6 +11,7 @@ mod hf_dir;
 mod manifest;
 mod mapped;
 mod output;
+pub mod quantized;
 pub mod safetensors;
 mod source;
 mod tokenizer;

@@ -18,6 +18,8 @@ object! {
             hardware: HardwareCriterion,
             /// What must be proven.
             integrity: IntegrityCriterion,
+            /// How far it may stray from the base.
+            divergence: DivergenceCriterion,
             /// Highest perplexity.
             perplexity: PerplexityCriterion,
             /// Largest file.
@@ -70,6 +72,21 @@ object! {
             model_hash_required: bool,
             /// Every score must name the answers it was computed from (default false).
             samples_path_required: bool,
+        }
+    }
+}
+
+object! {
+    /// How far the result may stray from the base, on held-out text.
+    DivergenceCriterion {
+        required {}
+        optional {
+            /// Highest mean KL divergence from the base, in nats per token.
+            #[schemars(range(min = 0.0))]
+            max_kld: f64,
+            /// Lowest share of tokens for which base and result think the same next token best, from 0 to 1.
+            #[schemars(range(min = 0.0, max = 1.0))]
+            min_same_top1: f64,
         }
     }
 }

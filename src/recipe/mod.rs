@@ -24,7 +24,7 @@ mod root;
 mod schema;
 pub mod stages;
 
-pub use check::{Capabilities, bits_per_weight, check, check_executable, params_after};
+pub use check::{Capabilities, QuantCapability, bits_per_weight, check, check_executable, params_after};
 pub use criteria::*;
 pub use emit::with_results;
 pub use error::RecipeError;

@@ -5,7 +5,7 @@
 
 use super::{STAGES, inputs, stage_named};
 use crate::assay;
-use crate::compress::QUANT_TYPES;
+use crate::compress::SOLVERS;
 use crate::family::{FAMILIES, ModelSpec, OpenModel, open};
 use crate::fault::{Fault, FaultClass};
 use crate::gate;
@@ -45,8 +45,8 @@ impl Place {
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedArtifact {
     pub format: &'static str,
-    /// The mix its types follow.
-    pub name: &'static str,
+    /// The type asked for.
+    pub name: String,
     pub bytes: u64,
 }
 
@@ -98,15 +98,9 @@ pub fn capabilities() -> Capabilities {
     Capabilities {
         stages: STAGES.iter().map(|stage| stage.type_name().to_owned()).collect(),
         benchmarks: assay::RUNNERS.iter().map(|runner| runner.name().to_owned()).collect(),
-        quant_formats: vec!["gguf".into()],
-        quant_types: QUANT_TYPES.map(str::to_owned).to_vec(),
+        quant: super::quant::capabilities(FAMILIES),
+        quant_algorithms: SOLVERS.iter().map(|solver| solver.name().to_owned()).collect(),
         architectures: FAMILIES.iter().flat_map(|f| f.model_types()).map(|&t| t.to_owned()).collect(),
-        gguf_architectures: FAMILIES
-            .iter()
-            .filter(|family| family.gguf().is_some())
-            .flat_map(|family| family.model_types())
-            .map(|&name| name.to_owned())
-            .collect(),
     }
 }
 

@@ -118,8 +118,8 @@ fn check_place(admission: &mut Admission<'_>, extend: &recipe::stages::ContextEx
         let message = "comes after quant: the files already written would not have the longer context";
         admission.report(Finding::error(place.key("type"), message).hint("put context-extend before quant"));
     }
-    if admission.source().is_some_and(|source| source.path.is_file()) {
-        let message = "the context of a GGUF file cannot be extended in this build";
+    if let Some(form) = admission.source().and_then(OpenModel::fixed_form) {
+        let message = format!("the context of {form} cannot be extended in this build");
         admission.report(Finding::error(place.key("type"), message).hint("start from the model's safetensors"));
     }
 }

@@ -40,6 +40,8 @@ pub(super) fn artifact(name: &str, model: &OpenModel, bytes: u64) -> Artifact {
         parameters: spec.parameters(),
         active_parameters: spec.active_parameters(),
         bits_per_weight: 8.0 * bytes as f64 / spec.parameters().max(1) as f64,
+        archive: None,
+        quantized: false,
         types: Vec::new(),
         fallbacks: Vec::new(),
     }

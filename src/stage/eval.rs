@@ -1,4 +1,5 @@
-//! `eval`: measures the source and everything that ships, on the same texts, in the same run.
+//! `eval`: measures the source and everything that ships, on the same texts, side by side in one pass: perplexity, and
+//! how far each file diverges from the source.
 
 use std::path::PathBuf;
 
@@ -7,10 +8,10 @@ use serde_json::json;
 use super::{Admission, Measurement, Place, Product, Span, Stage, StageContext, predict};
 use crate::assay::{self, Convention, Data, Request};
 use crate::engine::PassProgress;
-use crate::family;
+use crate::family::{self, OpenModel};
 use crate::fault::{Fault, Outcome};
-use crate::recipe::stages::{PerplexityConvention, PerplexitySpec};
-use crate::recipe::{self, Finding, PlannedStage, Predicted, StageSpec};
+use crate::recipe::stages::{PERPLEXITY, PerplexityConvention, TextSpec};
+use crate::recipe::{BenchmarkDef, Finding, PlannedStage, Predicted, StageSpec};
 
 pub(super) struct Eval;
 
@@ -20,7 +21,7 @@ impl Stage for Eval {
     }
 
     fn summary(&self) -> &'static str {
-        "measure the base and everything that ships: perplexity"
+        "measure the base and everything that ships: perplexity, divergence from the base"
     }
 
     fn plan(&self, admission: &mut Admission<'_>, spec: &StageSpec, place: Place) -> PlannedStage {
@@ -35,7 +36,7 @@ impl Stage for Eval {
         }
         for (i, benchmark) in eval.benchmarks.iter().enumerate() {
             let key = place.key(&format!("benchmarks[{i}].data"));
-            plan_benchmark(admission, benchmark, key, eval.compare_to_base(), &mut planned);
+            plan_benchmark(admission, benchmark, key, eval.compares(benchmark), &mut planned);
         }
         planned
     }
@@ -43,22 +44,19 @@ impl Stage for Eval {
     fn run(&self, cx: &StageContext<'_>, planned: &PlannedStage, span: Span<'_>) -> Outcome<Product> {
         let StageSpec::Eval(eval) = cx.spec(planned)? else { return Err(Fault::internal("plan: this is no eval")) };
         let place = Place(planned.index);
-        let candidates = candidates(cx, eval.compare_to_base());
-        let specs: Vec<(String, PerplexitySpec)> = eval
-            .benchmarks
-            .iter()
-            .enumerate()
-            .filter_map(|(i, b)| Some((place.key(&format!("benchmarks[{i}].data")), b.perplexity()?)))
-            .collect();
-        let all = (candidates.len() * specs.len()).max(1) as f64;
+        let artifacts: Vec<PathBuf> = cx.shipping().into_iter().map(|artifact| artifact.path.clone()).collect();
+        let texts: Vec<(usize, &BenchmarkDef, TextSpec)> =
+            eval.benchmarks.iter().enumerate().filter_map(|(i, b)| Some((i, b, b.on_text()?))).collect();
+        let all = texts.len().max(1) as f64;
         let mut measurements: Vec<Measurement> = Vec::new();
-        for (key, spec) in &specs {
-            let first = measurements.len();
-            for artifact in &candidates {
-                let part = span.part(measurements.len() as f64 / all, (measurements.len() + 1) as f64 / all);
-                measurements.push(measure(cx, artifact.as_ref(), key, spec, part)?);
-            }
-            same_tokens(&measurements[first..])?;
+        for (done, (i, benchmark, spec)) in texts.iter().enumerate() {
+            let part = span.part(done as f64 / all, (done + 1) as f64 / all);
+            let path = cx.text(&place.key(&format!("benchmarks[{i}].data")))?.path.clone();
+            let score = Scoring { cx, benchmark: &benchmark.name, spec, path };
+            measurements.extend(match eval.compares(benchmark) {
+                true => score.beside_base(&artifacts, part)?,
+                false => score.alone(&artifacts, part)?,
+            });
         }
         let out = output_name(place);
         write_measurements(cx, &out, &measurements)?;
@@ -77,17 +75,17 @@ fn output_name(place: Place) -> String {
 
 fn plan_benchmark(
     admission: &mut Admission<'_>,
-    benchmark: &recipe::BenchmarkDef,
+    benchmark: &BenchmarkDef,
     key: String,
     with_base: bool,
     planned: &mut PlannedStage,
 ) {
-    if benchmark.name != recipe::stages::PERPLEXITY {
+    if !benchmark.reads_text() {
         // Refused by its name already.
         return;
     }
-    let Some(spec) = benchmark.perplexity() else {
-        let finding = Finding::error(key, "is missing: perplexity needs a text");
+    let Some(spec) = benchmark.on_text() else {
+        let finding = Finding::error(key, format!("is missing: {} needs a text", benchmark.name));
         return admission.report(finding.hint("name a text under calibration/ in the line's root, or give its path"));
     };
     admission.measures_perplexity = true;
@@ -121,52 +119,78 @@ fn plan_benchmark(
     }
 }
 
-/// What is measured: the source (`None`), and every artifact that ships.
-fn candidates(cx: &StageContext<'_>, with_base: bool) -> Vec<Option<PathBuf>> {
-    let base = with_base.then_some(None);
-    base.into_iter().chain(cx.shipping().into_iter().map(|artifact| Some(artifact.path.clone()))).collect()
+/// One benchmark of one text.
+struct Scoring<'a> {
+    cx: &'a StageContext<'a>,
+    benchmark: &'a str,
+    spec: &'a TextSpec,
+    path: PathBuf,
 }
 
-fn measure(
-    cx: &StageContext<'_>,
-    artifact: Option<&PathBuf>,
-    key: &str,
-    spec: &PerplexitySpec,
-    span: Span<'_>,
-) -> Outcome<Measurement> {
-    let path = artifact.map_or_else(|| cx.plan.source.path.clone(), |path| cx.work.join(path));
-    let model = family::open(&path)?;
-    let name = artifact
-        .map_or_else(|| "base".to_owned(), |path| path.file_name().unwrap_or_default().to_string_lossy().into_owned());
-    let detail = format!("perplexity of {name}");
-    let report = |p: PassProgress| span.at_rate(p.fraction, &detail, Some(p.tokens_per_s));
-    let convention = match spec.convention {
-        PerplexityConvention::Windowed => Convention::Windowed,
-        _ => Convention::LlamaCpp,
-    };
-    let context = spec.context as usize;
-    let request = Request {
-        data: Data::Text { path: cx.text(key)?.path.clone(), context, convention },
-        limit: spec.max_tokens.map(|most| (most / u64::from(spec.context)).max(1) as usize),
-        model_hash: None,
-        options: cx.pass.clone(),
-    };
-    let figure = assay::runner(recipe::stages::PERPLEXITY)?.run(&model, &request, &report)?;
-    if !figure.nll.is_finite() {
-        return Err(Fault::quality(format!("{name}: the perplexity of {} is not a number", spec.data)));
+impl Scoring<'_> {
+    /// The source and all artifacts in one pass.
+    fn beside_base(&self, artifacts: &[PathBuf], span: Span<'_>) -> Outcome<Vec<Measurement>> {
+        let base = family::open(&self.cx.plan.source.path)?;
+        let opened = artifacts.iter().map(|path| family::open(&self.cx.work.join(path)));
+        let opened = opened.collect::<Result<Vec<OpenModel>, _>>()?;
+        let detail = format!("{} of the base and {}", self.benchmark, files(artifacts.len()));
+        let report = |p: PassProgress| span.at_rate(p.fraction, &detail, Some(p.tokens_per_s));
+        let others: Vec<&OpenModel> = opened.iter().collect();
+        let figures = assay::compare(&base, &others, &self.request(), &report)?;
+        let whose = std::iter::once(None).chain(artifacts.iter().map(Some));
+        whose.zip(figures).map(|(artifact, figure)| self.measurement(artifact, figure)).collect()
     }
-    Ok(Measurement {
-        benchmark: figure.runner,
-        artifact: artifact.cloned(),
-        convention: figure.convention,
-        context: figure.context,
-        tokens: figure.scored as u64,
-        nll: figure.nll,
-        nll_stderr: figure.nll_stderr,
-        perplexity: figure.perplexity,
-        seconds: figure.seconds,
-        data_sha256: figure.data_sha256.hex(),
-    })
+
+    /// The artifacts one after the other.
+    fn alone(&self, artifacts: &[PathBuf], span: Span<'_>) -> Outcome<Vec<Measurement>> {
+        let (runner, all) = (assay::runner(PERPLEXITY)?, artifacts.len() as f64);
+        let mut measured: Vec<Measurement> = Vec::new();
+        for artifact in artifacts {
+            let span = span.part(measured.len() as f64 / all, (measured.len() + 1) as f64 / all);
+            let detail = format!("{} of {}", self.benchmark, name(Some(artifact)));
+            let report = |p: PassProgress| span.at_rate(p.fraction, &detail, Some(p.tokens_per_s));
+            let model = family::open(&self.cx.work.join(artifact))?;
+            let figure = runner.run(&model, &self.request(), &report)?;
+            measured.push(self.measurement(Some(artifact), figure)?);
+        }
+        same_tokens(&measured)?;
+        Ok(measured)
+    }
+
+    fn request(&self) -> Request<'static> {
+        let convention = match self.spec.convention {
+            PerplexityConvention::Windowed => Convention::Windowed,
+            _ => Convention::LlamaCpp,
+        };
+        let context = self.spec.context as usize;
+        Request {
+            data: Data::Text { path: self.path.clone(), context, convention },
+            against: None,
+            limit: self.spec.max_tokens.map(|most| (most / u64::from(self.spec.context)).max(1) as usize),
+            options: self.cx.pass.clone(),
+        }
+    }
+
+    fn measurement(&self, artifact: Option<&PathBuf>, figure: assay::Measurement) -> Outcome<Measurement> {
+        if !figure.nll.is_finite() {
+            let (name, data) = (name(artifact), &self.spec.data);
+            return Err(Fault::quality(format!("{name}: the perplexity of {data} is not a number")));
+        }
+        Ok(Measurement {
+            benchmark: self.benchmark.to_owned(),
+            artifact: artifact.cloned(),
+            convention: figure.convention,
+            context: figure.context,
+            tokens: figure.scored as u64,
+            nll: figure.nll,
+            nll_stderr: figure.nll_stderr,
+            perplexity: figure.perplexity,
+            seconds: figure.seconds,
+            data_sha256: figure.data_sha256.hex(),
+            against: figure.divergence.as_ref().map(|_| self.cx.plan.source.base_model.clone()),
+            divergence: figure.divergence,
+        })
+    }
 }
 
 /// Figures can be compared only when they were measured on the same tokens.
@@ -180,6 +204,15 @@ fn same_tokens(measurements: &[Measurement]) -> Outcome<()> {
     }
 }
 
+fn name(artifact: Option<&PathBuf>) -> String {
+    let file = artifact.and_then(|path| path.file_name());
+    file.map_or_else(|| "base".to_owned(), |file| file.to_string_lossy().into_owned())
+}
+
+fn files(count: usize) -> String {
+    if count == 1 { "1 artifact".to_owned() } else { format!("{count} artifacts") }
+}
+
 fn write_measurements(cx: &StageContext<'_>, out: &str, measurements: &[Measurement]) -> Outcome<()> {
     let bytes = serde_json::to_vec_pretty(&json!({ "schema_version": 1, "measurements": measurements }))
         .map_err(|e| Fault::internal("measurements cannot be written as JSON").caused_by(e))?;
@@ -188,8 +221,8 @@ fn write_measurements(cx: &StageContext<'_>, out: &str, measurements: &[Measurem
 
 fn summary(measurements: &[Measurement]) -> String {
     let one = |m: &Measurement| {
-        let name = m.artifact.as_ref().and_then(|path| path.file_name()).map(|n| n.to_string_lossy().into_owned());
-        format!("{} {:.4}", name.as_deref().unwrap_or("base"), m.perplexity)
+        let kld = m.divergence.as_ref().map_or_else(String::new, |d| format!(" (KLD {:.4})", d.kld));
+        format!("{} {:.4}{kld}", name(m.artifact.as_ref()), m.perplexity)
     };
     format!("perplexity: {}", measurements.iter().map(one).collect::<Vec<_>>().join(", "))
 }

@@ -199,8 +199,8 @@ fn check_settings(admission: &mut Admission<'_>, prune: &recipe::stages::ExpertP
         let message = "comes after quant: the files already written would not be pruned";
         admission.report(Finding::error(place.key("type"), message).hint("put expert-prune before quant"));
     }
-    if admission.source().is_some_and(|source| source.path.is_file()) {
-        let message = "a GGUF file cannot be pruned in this build";
+    if let Some(form) = admission.source().and_then(OpenModel::fixed_form) {
+        let message = format!("{form} cannot be pruned in this build");
         admission.report(Finding::error(place.key("type"), message).hint("start from the model's safetensors"));
     }
     if admission.model().is_some_and(|model| model.experts().is_none()) {

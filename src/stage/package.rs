@@ -31,13 +31,14 @@ impl Stage for Package {
         let StageSpec::Package(package) = spec else { return place.planned(spec) };
         let key = place.key("format");
         match package.format.as_str() {
-            "gguf" if admission.artifacts.is_empty() => {
+            "gguf" if !writes(admission, "gguf") => {
                 let finding = Finding::error(key, "no quant stage before it writes a GGUF file");
                 admission.report(finding.hint("add a quant stage, or package safetensors"));
             }
-            "safetensors" if !admission.is_pruned => {
+            "safetensors" if !admission.is_pruned && !writes(admission, "safetensors") => {
                 let finding = Finding::error(key, "no stage before it changes the model's safetensors");
-                admission.report(finding.hint("add a prune, expert-prune or context-extend stage, or package gguf"));
+                admission
+                    .report(finding.hint("add a prune, expert-prune, context-extend or quant stage, or package gguf"));
             }
             EVERYTHING if admission.artifacts.is_empty() && !admission.is_pruned => {
                 admission.report(Finding::error(key, "no stage before it makes an artifact").hint("add a quant stage"));
@@ -55,18 +56,27 @@ impl Stage for Package {
     fn run(&self, cx: &StageContext<'_>, _planned: &PlannedStage, span: Span<'_>) -> Outcome<Product> {
         let dir = cx.fresh_dir(ARTIFACT_DIR)?;
         let mut files = Vec::new();
-        for artifact in cx.shipping() {
+        let shipping = cx.shipping();
+        for artifact in &shipping {
             span.at(0.1, "lay out the artifact");
             let from = cx.work.join(&artifact.path);
             if from.is_dir() {
                 let mut names = Vec::new();
                 list(&from, Path::new(""), &mut names)?;
+                // One directory is the artifact; several lie beside each other under their names.
+                let below = if shipping.len() > 1 { from.file_name().map(Path::new) } else { None };
                 for name in names {
-                    files.push(place_file(&from.join(&name), &dir, &name)?);
+                    let to = below.map_or_else(|| name.clone(), |below| below.join(&name));
+                    place_file(&from.join(&name), &dir, &to)?;
+                    files.push(to);
                 }
             } else {
                 let name = PathBuf::from(from.file_name().unwrap_or_default());
                 files.push(place_file(&from, &dir, &name)?);
+            }
+            if let Some(archive) = &artifact.archive {
+                let name = PathBuf::from(archive.file_name().unwrap_or_default());
+                files.push(place_file(&cx.work.join(archive), &dir, &name)?);
             }
         }
         // Evidence of how a prune was decided travels with every artifact.
@@ -77,7 +87,7 @@ impl Stage for Package {
                 files.push(place_file(&from, &dir, &name)?);
             }
         }
-        let bytes: u64 = cx.shipping().iter().map(|a| a.bytes).sum();
+        let bytes: u64 = shipping.iter().map(|a| a.bytes).sum();
         Ok(Product {
             summary: Some(format!("{} files, {}", files.len(), Bytes(bytes))),
             files: files.into_iter().map(|name| Path::new(ARTIFACT_DIR).join(name)).collect(),
@@ -85,6 +95,11 @@ impl Stage for Package {
             ..Product::default()
         })
     }
+}
+
+/// Whether a quant stage before this one writes the format.
+fn writes(admission: &Admission<'_>, format: &str) -> bool {
+    admission.artifacts.iter().any(|artifact| artifact.format == format)
 }
 
 fn finish(planned: PlannedStage, format: &str) -> PlannedStage {
@@ -112,16 +127,16 @@ pub(super) fn implied(admission: &mut Admission<'_>, place: Place) -> PlannedSta
     finish(planned, EVERYTHING)
 }
 
-/// The artifacts that ship under a package format: those of the format; for `auto` the GGUF files, or, when there are
-/// none, the model directory. Of several model directories the last replaces the others.
+/// The artifacts that ship under a package format: those a quant stage wrote in it, or for `auto` all that quant stages
+/// wrote; where there are none, the model directory. Of several model directories of other stages the last replaces the
+/// others.
 pub(super) fn shipping<'a>(artifacts: &'a [Artifact], format: &str) -> Vec<&'a Artifact> {
-    let gguf: Vec<&Artifact> = artifacts.iter().filter(|a| a.format == "gguf").collect();
-    match format {
-        "gguf" => gguf,
-        "safetensors" => artifacts.iter().rev().find(|a| a.format == "safetensors").into_iter().collect(),
-        _ if gguf.is_empty() => artifacts.last().into_iter().collect(),
-        _ => gguf,
+    let asked = |a: &&Artifact| format == EVERYTHING || a.format == format;
+    let quantized: Vec<&Artifact> = artifacts.iter().filter(|a| a.quantized).filter(asked).collect();
+    if !quantized.is_empty() {
+        return quantized;
     }
+    artifacts.iter().rev().find(asked).into_iter().collect()
 }
 
 fn list(base: &Path, below: &Path, names: &mut Vec<PathBuf>) -> Outcome<()> {
@@ -169,6 +184,8 @@ mod tests {
             parameters: 1,
             active_parameters: 1,
             bits_per_weight: 8.0,
+            archive: None,
+            quantized: path != "pruned",
             types: Vec::new(),
             fallbacks: Vec::new(),
         }
@@ -185,5 +202,8 @@ mod tests {
         assert_eq!(paths("safetensors", &all), ["pruned"]);
         assert_eq!(paths("auto", &all[..1]), ["pruned"]);
         assert!(paths("auto", &[]).is_empty());
+        let packed = [artifact("pruned", "safetensors"), artifact("a", "safetensors"), artifact("b", "safetensors")];
+        assert_eq!(paths("safetensors", &packed), ["a", "b"]);
+        assert_eq!(paths("auto", &packed), ["a", "b"]);
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::assay::Divergence;
 use crate::gate::Evidence;
 use crate::units::Sha;
 
@@ -17,9 +18,9 @@ pub const LAYER_IMPORTANCE: &str = "layerImportance";
 pub struct Artifact {
     /// Relative to the work folder: a GGUF file or a model directory.
     pub path: PathBuf,
-    /// `gguf` or `safetensors`.
+    /// `gguf`, `safetensors` or `frontier`.
     pub format: String,
-    /// The type asked for, e.g. `Q8_0`; the source's own type for a pruned directory.
+    /// The type asked for, e.g. `Q8_0` or `W4A16 g128`; the source's own type for a pruned directory.
     #[serde(rename = "type")]
     pub dtype: String,
     /// Bytes of all weight files, headers included.
@@ -30,6 +31,12 @@ pub struct Artifact {
     pub active_parameters: u64,
     /// Whole file: 8 × bytes ÷ parameters.
     pub bits_per_weight: f64,
+    /// The directory packed for a contract, relative to the work folder; it ships beside it, and `bytes` are its.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<PathBuf>,
+    /// Made by a quant stage: it ships beside others of its kind, and before directories of other stages.
+    #[serde(default)]
+    pub quantized: bool,
     /// Types of the tensors of a quantized file, the most bytes first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub types: Vec<TypeShare>,
@@ -69,8 +76,15 @@ pub struct Measurement {
     pub nll: f64,
     pub nll_stderr: f64,
     pub perplexity: f64,
+    /// Of the pass; models measured beside each other share one.
     pub seconds: f64,
     pub data_sha256: String,
+    /// The model it was compared with: the source, as the recipe names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against: Option<String>,
+    /// What the artifact loses against that model, which was measured beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divergence: Option<Divergence>,
 }
 
 /// The outcome of one stage.

@@ -140,8 +140,8 @@ fn check_place(admission: &mut Admission<'_>, place: Place) {
         let message = "comes after quant: the files already written would not be pruned";
         admission.report(Finding::error(&key, message).hint("put prune before quant"));
     }
-    if admission.source().is_some_and(|source| source.path.is_file()) {
-        let message = "a GGUF file cannot be pruned in this build";
+    if let Some(form) = admission.source().and_then(OpenModel::fixed_form) {
+        let message = format!("{form} cannot be pruned in this build");
         admission.report(Finding::error(&key, message).hint("start from the model's safetensors"));
     }
     let layers = admission.model().map(|model| (prunable(model).len(), model.blocks.len()));

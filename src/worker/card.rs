@@ -3,6 +3,8 @@
 use std::fmt::Write;
 
 use super::certify::{Outcomes, Shipped};
+use crate::assay::Divergence;
+use crate::stage::Measurement;
 
 /// `README.md` of the artifact folder.
 pub(super) fn render(outcomes: &Outcomes<'_>) -> String {
@@ -37,6 +39,12 @@ pub(super) fn render(outcomes: &Outcomes<'_>) -> String {
             m.convention, m.context, m.tokens, m.data_sha256
         ));
     }
+    if outcomes.artifacts.iter().any(|a| a.divergences().next().is_some()) {
+        line(
+            "KLD: mean Kullback-Leibler divergence from the base on the same tokens, over the whole vocabulary, in nats \
+             per token. Same top-1: how often base and file think the same next token best.\n",
+        );
+    }
     let gguf: Vec<&Shipped<'_>> = outcomes.artifacts.iter().filter(|a| a.artifact.format == "gguf").collect();
     if let Some(first) = gguf.first() {
         line("## Run it\n");
@@ -56,21 +64,27 @@ pub(super) fn render(outcomes: &Outcomes<'_>) -> String {
 }
 
 fn table(outcomes: &Outcomes<'_>) -> String {
-    let mut out = String::from("| | bits per weight | bytes | parameters | perplexity |\n|---|---|---|---|---|\n");
-    let ppl = |perplexity: f64, stderr: f64| format!("{perplexity:.4} ± {:.4}", perplexity * stderr);
-    let base = outcomes.base().next().map_or_else(|| "not measured".into(), |m| ppl(m.perplexity, m.nll_stderr));
+    let mut out = String::from(
+        "| | bits per weight | bytes | parameters | perplexity | KLD | same top-1 |\n|---|---|---|---|---|---|---|\n",
+    );
+    let not_measured = || "not measured".to_owned();
+    let ppl = |m: &Measurement| format!("{:.4} ± {:.4}", m.perplexity, m.perplexity * m.nll_stderr);
+    let base = outcomes.base().next().map_or_else(not_measured, ppl);
     let is_weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".gguf");
     let source = &outcomes.cx.plan.source;
     let bytes: u64 = source.files.iter().filter(|file| is_weights(&file.name)).map(|file| file.size.0).sum();
-    let _ = writeln!(out, "| base `{}` | | {bytes} | | {base} |", source.base_model);
+    let _ = writeln!(out, "| base `{}` | | {bytes} | | {base} | | |", source.base_model);
     for shipped in &outcomes.artifacts {
         let a = shipped.artifact;
         let name = if shipped.name == "." { &a.format } else { &shipped.name };
-        let measured =
-            shipped.measurements.first().map_or_else(|| "not measured".into(), |m| ppl(m.perplexity, m.nll_stderr));
+        let measured = shipped.measurements.first().map_or_else(not_measured, |m| ppl(m));
+        let kld = |d: &Divergence| format!("{:.6} ± {:.6}", d.kld, d.kld_stderr);
+        let same = |d: &Divergence| format!("{:.2} ± {:.2} %", 100.0 * d.same_top, 100.0 * d.same_top_stderr);
+        let divergence = shipped.divergences().next();
+        let (kld, same) = (divergence.map_or_else(not_measured, kld), divergence.map_or_else(not_measured, same));
         let _ = writeln!(
             out,
-            "| `{name}` ({}) | {:.2} | {} | {} | {measured} |",
+            "| `{name}` ({}) | {:.2} | {} | {} | {measured} | {kld} | {same} |",
             a.dtype, a.bits_per_weight, a.bytes, a.parameters
         );
     }

@@ -6,12 +6,14 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::card;
+use crate::assay::Divergence;
 use crate::fault::{Fault, Outcome};
 use crate::gate::{self, ArtifactFigures, Evidence, Figures};
 use crate::line::record::{FileEntry, ResultRecord};
 use crate::line::{AttemptToken, stamp};
 use crate::model::{FileHash, Manifest};
 use crate::recipe::hashes::compose_model_hash;
+use crate::recipe::stages::DIVERGENCE;
 use crate::recipe::{
     AlloyResults, BenchmarkResult, CodeAttestation, DatasetHash, FileHashEntry, IntegrityAttestation, NumberOrText,
     RecipeFile, TrustLevel,
@@ -57,6 +59,13 @@ pub(super) struct Shipped<'a> {
     pub name: String,
     pub sha256: Option<Sha>,
     pub measurements: Vec<&'a Measurement>,
+}
+
+impl Shipped<'_> {
+    /// What it loses against the base, by benchmark.
+    pub fn divergences(&self) -> impl Iterator<Item = &Divergence> {
+        self.measurements.iter().filter_map(|m| m.divergence.as_ref())
+    }
 }
 
 impl Outcomes<'_> {
@@ -107,9 +116,11 @@ fn collect<'a>(cx: &'a StageContext<'a>, recipe: &'a RecipeFile, summary: &'a Su
     let shipped = |artifact: &'a Artifact| {
         let file = artifact.path.file_name().unwrap_or_default();
         let found = weights.iter().find(|f| f.path.as_os_str() == file);
+        let is_folder = weights.iter().any(|f| f.path.starts_with(file));
+        let folder = is_folder.then(|| file.to_string_lossy().into_owned());
         Shipped {
             artifact,
-            name: found.map_or_else(|| ".".to_owned(), |f| f.path.display().to_string()),
+            name: found.map_or_else(|| folder.unwrap_or_else(|| ".".to_owned()), |f| f.path.display().to_string()),
             sha256: found.map(|f| f.sha256),
             measurements: cx.measurements.iter().filter(|m| m.artifact.as_ref() == Some(&artifact.path)).collect(),
         }
@@ -132,6 +143,8 @@ fn figures(outcomes: &Outcomes<'_>) -> Figures {
         name: shipped.name.clone(),
         bytes: shipped.artifact.bytes,
         perplexity: shipped.measurements.iter().map(|m| m.perplexity).max_by(f64::total_cmp),
+        kld: shipped.divergences().map(|d| d.kld).max_by(f64::total_cmp),
+        same_top: shipped.divergences().map(|d| d.same_top).min_by(f64::total_cmp),
     };
     Figures {
         artifacts: outcomes.artifacts.iter().map(artifact).collect(),
@@ -197,24 +210,34 @@ fn benchmarks(outcomes: &Outcomes<'_>) -> Vec<BenchmarkResult> {
         for (name, m) in std::iter::once(("result", m)).chain(base.map(|b| ("base", b))) {
             metrics.insert(name.into(), measurement(m));
         }
-        BenchmarkResult {
-            name: m.benchmark.clone(),
-            metric: Some("perplexity".into()),
-            score: Some(m.perplexity),
-            base_score: base.map(|b| b.perplexity),
-            delta: base.map(|b| m.perplexity - b.perplexity),
-            metrics: Some(metrics),
-            ..BenchmarkResult::default()
+        let name = m.benchmark.clone();
+        let result = BenchmarkResult { name, metrics: Some(metrics), ..BenchmarkResult::default() };
+        match &m.divergence {
+            Some(divergence) if m.benchmark == DIVERGENCE => {
+                BenchmarkResult { metric: Some("kld".into()), score: Some(divergence.kld), ..result }
+            }
+            _ => BenchmarkResult {
+                metric: Some("perplexity".into()),
+                score: Some(m.perplexity),
+                base_score: base.map(|b| b.perplexity),
+                delta: base.map(|b| m.perplexity - b.perplexity),
+                ..result
+            },
         }
     };
     outcomes.artifacts.iter().flat_map(|a| a.measurements.iter().map(move |m| of(a, m))).collect()
 }
 
 fn measurement(m: &Measurement) -> Value {
-    json!({
+    let mut value = json!({
         "perplexity": m.perplexity, "nll": m.nll, "nll_stderr": m.nll_stderr, "tokens": m.tokens, "context": m.context,
         "convention": m.convention, "seconds": m.seconds, "data_sha256": m.data_sha256,
-    })
+    });
+    if let Some(divergence) = &m.divergence {
+        value["against"] = json!(m.against);
+        value["divergence"] = json!(divergence);
+    }
+    value
 }
 
 fn integrity(outcomes: &Outcomes<'_>) -> IntegrityAttestation {
@@ -257,6 +280,8 @@ fn record(outcomes: &Outcomes<'_>, dir: &Path) -> Outcome<ResultRecord> {
                 "active_parameters": s.artifact.active_parameters, "sha256": s.sha256,
                 "tensor_types": s.artifact.types, "fallbacks": s.artifact.fallbacks,
                 "perplexity": s.measurements.first().map(|m| m.perplexity),
+                "kld": s.divergences().next().map(|d| d.kld),
+                "same_top": s.divergences().next().map(|d| d.same_top),
                 "measurements": s.measurements.iter().map(|m| measurement(m)).collect::<Vec<_>>(),
             })
         })

@@ -102,8 +102,21 @@ fn obstacles(file: &RecipeFile) -> Vec<String> {
     found
 }
 
+/// Why both forms of one recipe are refused.
+const BALANCED: &[&str] = &[
+    "compact",
+    "cycles",
+    "gsm8k",
+    "humaneval",
+    "mmlu",
+    "publish",
+    "stages[0].calibrationCorpus",
+    "stages[4].passingThreshold",
+    "train",
+];
+
 /// The published recipes and examples of the format, and why each is refused: they train, publish, deploy, run outside
-/// benchmarks, repeat cycles, or ask for GGUF of hybrid models.
+/// benchmarks or repeat cycles.
 const PUBLISHED: &[(&str, &[&str])] = &[
     ("continuum-ai_qwen2.5-0.5b-general-forged__qwen2.5-0.5b-general-forged", &["cycles", "train"]),
     (
@@ -111,10 +124,7 @@ const PUBLISHED: &[(&str, &[&str])] = &[
         &["humaneval", "humaneval_plus"],
     ),
     ("continuum-ai_qwen3.5-27b-code-forged__qwen3.5-27b-code-forged", &["cycles", "train"]),
-    (
-        "continuum-ai_qwen3.5-4b-code-forged-GGUF__qwen3.5-4b-code-forged-GGUF",
-        &["cycles", "gguf", "humaneval", "train"],
-    ),
+    ("continuum-ai_qwen3.5-4b-code-forged-GGUF__qwen3.5-4b-code-forged-GGUF", &["cycles", "humaneval", "train"]),
     ("queue/01-qwen3.5-9b-code-128k", &["cycles", "deliver", "humaneval", "humaneval+", "train"]),
     (
         "queue/02-qwen3.5-9b-code-128k-pruned",
@@ -128,7 +138,6 @@ const PUBLISHED: &[(&str, &[&str])] = &[
         &[
             "arc_challenge",
             "cycles",
-            "gguf",
             "gsm8k",
             "humaneval",
             "humaneval+",
@@ -145,7 +154,6 @@ const PUBLISHED: &[(&str, &[&str])] = &[
         "qwen3.5-27b-code-full",
         &[
             "cycles",
-            "gguf",
             "gsm8k",
             "humaneval",
             "mmlu",
@@ -160,42 +168,13 @@ const PUBLISHED: &[(&str, &[&str])] = &[
         "qwen3.5-4b-code-128k-pruned",
         &["cycles", "deliver", "humaneval", "humaneval+", "stages[0].calibrationCorpus", "train"],
     ),
-    (
-        "qwen3.5-4b-code-balanced-executed",
-        &[
-            "compact",
-            "cycles",
-            "gguf",
-            "gsm8k",
-            "humaneval",
-            "mmlu",
-            "publish",
-            "stages[0].calibrationCorpus",
-            "stages[4].passingThreshold",
-            "train",
-        ],
-    ),
-    (
-        "qwen3.5-4b-code-balanced",
-        &[
-            "compact",
-            "cycles",
-            "gguf",
-            "gsm8k",
-            "humaneval",
-            "mmlu",
-            "publish",
-            "stages[0].calibrationCorpus",
-            "stages[4].passingThreshold",
-            "train",
-        ],
-    ),
+    ("qwen3.5-4b-code-balanced-executed", BALANCED),
+    ("qwen3.5-4b-code-balanced", BALANCED),
     (
         "qwen3.5-4b-multimodal-code",
         &[
             "cycles",
             "deploy",
-            "gguf",
             "humaneval",
             "mmlu",
             "publish",

@@ -35,7 +35,7 @@ fn the_demo_model_scores_what_transformers_found() {
     for convention in Convention::ALL {
         let theirs = notes["heldout"]["base_512"][convention.as_str()].as_f64().unwrap();
         let data = Data::Text { path: demo().join("heldout.txt"), context: 512, convention };
-        let request = Request { data, limit: None, model_hash: None, options: PassOptions::default() };
+        let request = Request { data, against: None, limit: None, options: PassOptions::default() };
         let ours = runner("perplexity").unwrap().run(&model, &request, &|_| ()).unwrap();
         let off = (ours.perplexity / theirs - 1.0).abs();
         assert!(off < 2e-4, "{}: {} here, {theirs} in transformers", convention.as_str(), ours.perplexity);

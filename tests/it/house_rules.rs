@@ -20,6 +20,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("compress", 2),
     ("assay", 2),
     ("gate", 2),
+    ("frontier", 2),
     ("stage", 3),
     ("worker", 3),
     ("daemon", 4),

@@ -1,13 +1,17 @@
 //! Behaviour through the public doors, one binary.
+mod calibrated;
 mod catalog;
 mod context;
 mod crash;
 mod daemon;
 mod demo_model;
+mod divergence;
 mod expert_choice;
 mod factory;
 mod faults;
 mod foreman;
+mod frontier;
+mod gguf_families;
 mod heads;
 mod house_rules;
 mod layouts;
@@ -17,8 +21,10 @@ mod model_files;
 mod node;
 mod observe;
 mod oracle;
+mod packed;
 mod quant;
 mod recipe;
+mod rewriting;
 mod stages;
 mod tokenizers;
 mod worker;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use factoryline::assay::{self, Data, Request};
+use factoryline::compress;
 use factoryline::engine::matmul::Kernel;
 use factoryline::engine::{LogitChunk, Observer, PassOptions, Routing, Scoring, run_pass};
-use factoryline::family::{self, GgufContent, MixerSpec, OpenModel, permuted_row};
-use factoryline::model::{DeclaredTensor, Dtype, GgufWriter};
+use factoryline::family::{self, MixerSpec, OpenModel};
 use factoryline::units::Bytes;
 
 /// Largest difference allowed between a logit of ours and one of transformers', both in f32 arithmetic.
@@ -158,55 +158,11 @@ fn logits_equal_transformers_however_they_are_computed() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-/// Writes a model as an F32 GGUF file, without vocabulary.
+/// Writes a model as an F32 GGUF file.
 pub fn write_gguf(model: &OpenModel, path: &Path) {
-    let metadata = family::gguf_metadata(&model.spec, &model.config, "tiny").unwrap();
-    let tensors = family::gguf_tensors(&model.spec).unwrap();
-    let declared = tensors.iter().map(|t| DeclaredTensor::new(&t.name, Dtype::F32, t.shape.clone())).collect();
-    let mut writer = GgufWriter::create(path, &metadata, declared).unwrap();
-    let read = |name: &str| {
-        let mut values = Vec::new();
-        model.tensors.read_f32(name, &mut values).unwrap();
-        values
-    };
-    for tensor in &tensors {
-        let values: Vec<f32> = match &tensor.content {
-            GgufContent::Copy(source) => read(source),
-            GgufContent::Stack(sources) => sources.iter().flat_map(|s| read(s)).collect(),
-            GgufContent::Values(values) => values.clone(),
-            GgufContent::Permute { source, heads } => {
-                let values = read(source);
-                let (rows, head_dim) = (tensor.shape[0], tensor.shape[0] / heads);
-                let width = values.len() / rows;
-                let from = |row: usize| row / head_dim * head_dim + permuted_row(row % head_dim, head_dim);
-                (0..rows).flat_map(|row| values[from(row) * width..][..width].to_vec()).collect()
-            }
-        };
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        writer.tensor(&tensor.name, &bytes).unwrap();
-    }
-    writer.finish().unwrap();
-}
-
-#[test]
-fn a_gguf_copy_gives_the_same_logits() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut written = 0;
-    for path in fixtures() {
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        let model = family::open(&path).unwrap();
-        if family::gguf_tensors(&model.spec).is_err() {
-            continue;
-        }
-        let gguf = dir.path().join(format!("{name}.gguf"));
-        write_gguf(&model, &gguf);
-        written += 1;
-        let (ids, _) = reference(&path);
-        let options = PassOptions { candle_on_cpu: true, ..PassOptions::default() };
-        let difference = worst(&logits(&gguf, &ids, &options), &logits(&path, &ids, &options));
-        assert!(difference <= 1e-5, "{name}: logits of the GGUF copy differ by {difference}");
-    }
-    assert!(written >= 4, "{written} fixtures were written");
+    let plan = compress::plan_quant(&model.spec, compress::quant_mix("F32").unwrap(), false).unwrap();
+    let header = compress::gguf_metadata(model, &plan, None, "tiny").unwrap();
+    compress::write_gguf(model.tensors.as_ref(), &plan, &header.fields, None, path, &|_| ()).unwrap();
 }
 
 #[test]
@@ -230,7 +186,7 @@ fn perplexity_of_token_ids_is_the_softmax_loss_of_the_reference_logits() {
     let model = family::open(&path).unwrap();
     let measure = |options: PassOptions| {
         let data = Data::TokenIds { path: data.clone() };
-        let request = Request { data, limit: None, model_hash: None, options };
+        let request = Request { data, against: None, limit: None, options };
         assay::runner("perplexity").unwrap().run(&model, &request, &|_| ()).unwrap()
     };
     let got = measure(PassOptions::default());

@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use factoryline::fault::{Fault, FaultClass};
-use factoryline::recipe::{self, Capabilities, MAX_BYTES, RecipeError, RecipeFile, Severity, StageSpec, hashes, json};
+use factoryline::recipe::{
+    self, Capabilities, MAX_BYTES, QuantCapability, RecipeError, RecipeFile, Severity, StageSpec, hashes, json,
+};
 use factoryline::units::Sha;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -285,10 +287,13 @@ fn verdict(path: &Path) -> String {
     let can = Capabilities {
         stages: names(&["expert-prune", "quant", "eval"]),
         benchmarks: names(&["perplexity"]),
-        quant_formats: names(&["gguf"]),
-        quant_types: names(&["F16", "Q8_0", "Q4_0"]),
+        quant: vec![QuantCapability {
+            format: "gguf".into(),
+            types: names(&["F16", "Q8_0", "Q4_0"]),
+            architectures: names(&["llama", "qwen3_moe"]),
+        }],
+        quant_algorithms: names(&["rtn", "gptq"]),
         architectures: names(&["llama", "qwen3_moe"]),
-        gguf_architectures: names(&["llama", "qwen3_moe"]),
     };
     let bytes = std::fs::read(path).unwrap();
     let lines: Vec<String> = match RecipeFile::parse(bytes, Path::new("r.json")) {
@@ -372,13 +377,13 @@ fn defaults_are_filled_in_only_where_they_are_meant() {
     assert_eq!(stages[1].to_value(), json!({"type": "quant", "format": "gguf", "quantTypes": ["Q8_0"]}));
     insta::assert_snapshot!(stages.iter().map(|s| s.resolved().to_string() + "\n").collect::<String>(), @r#"
     {"type":"expert-prune","keepExperts":6,"heldOutTokens":4096,"qualityHalt":false,"routerKd":false,"profileSteps":100,"expertTensorLayout":"auto"}
-    {"type":"quant","format":"gguf","quantTypes":["Q8_0"],"deviceTargets":[]}
+    {"type":"quant","format":"gguf","quantTypes":["Q8_0"],"algorithm":"rtn","calibrationTokens":32768,"calibrationLength":512,"trueSequential":false,"driftShare":0.5,"deviceTargets":[]}
     {"type":"eval","benchmarks":[{"name":"perplexity","data":"t","submitToLeaderboard":false,"context":512,"convention":"llama.cpp"},{"name":"humaneval","submitToLeaderboard":false}],"compareToBase":true}
     "#);
     let StageSpec::Eval(eval) = &stages[2] else { panic!("{:?}", stages[2]) };
-    let spec = eval.benchmarks[0].perplexity().unwrap();
+    let spec = eval.benchmarks[0].on_text().unwrap();
     assert_eq!((spec.context, spec.convention.as_str()), (512, "llama.cpp"));
-    assert!(eval.benchmarks[1].perplexity().is_none());
+    assert!(eval.benchmarks[1].on_text().is_none());
     let StageSpec::ExpertPrune(prune) = &stages[0] else { panic!("{:?}", stages[0]) };
     assert_eq!((prune.keep(), prune.keep_key(), prune.needs_profile()), (Some(6), "keepExperts", true));
     assert_eq!((file.recipe().priority(), file.recipe().cycles(), file.recipe().license()), (0, 1, "apache-2.0"));

@@ -132,12 +132,12 @@ fn whole_chain() -> Value {
             { "type": "quant", "format": "gguf", "quantTypes": ["F32", "BF16", "Q8_0", "Q4_0"] },
             { "type": "eval", "benchmarks": [
                 { "name": "perplexity", "data": "held.txt", "context": 64, "convention": "llama.cpp" },
-                { "name": "perplexity", "data": "held.txt", "context": 32, "convention": "windowed", "maxTokens": 100 }
+                { "name": "divergence", "data": "held.txt", "context": 32, "convention": "windowed", "maxTokens": 100 }
             ] },
             { "type": "package", "format": "gguf" }
         ],
         "acceptanceCriteria": {
-            "perplexity": { "max": 1e6 }, "size": { "maxGb": 0.01 }, "integrity": { "modelHashRequired": true }
+            "perplexity": { "max": 1e6 }, "divergence": { "maxKld": 5.0, "minSameTop1": 0.01 }, "size": { "maxGb": 0.01 }, "integrity": { "modelHashRequired": true }
         }
     })
 }
@@ -177,7 +177,27 @@ fn a_whole_recipe_comes_out_measured_and_certified() {
     assert_eq!(perplexity(0), perplexity(1));
     assert!((perplexity(2) / perplexity(0) - 1.0).abs() < 0.01, "{} {}", perplexity(2), perplexity(0));
     assert!(result["metrics"]["baselinePerplexity"].as_f64().unwrap().is_finite());
-    assert_eq!(artifacts[0]["measurements"].as_array().unwrap().len(), 2);
+    for artifact in artifacts {
+        let measured = artifact["measurements"].as_array().unwrap();
+        let names: Vec<&Value> = measured.iter().map(|m| &m["against"]).collect();
+        assert_eq!(names, [&result["source"]["baseModel"]; 2]);
+        // Both benchmarks compare with the source, which has one expert more.
+        for divergence in measured.iter().map(|m| &m["divergence"]) {
+            let figure = |key: &str| divergence[key].as_f64().unwrap();
+            assert!(figure("kld") > 0.0 && figure("kld") <= figure("kld_max"), "{divergence}");
+            assert!(figure("same_top") > 0.1 && figure("same_top") < 1.0, "{divergence}");
+            assert_eq!(
+                figure("positions"),
+                measured.iter().find(|m| &m["divergence"] == divergence).unwrap()["tokens"]
+            );
+        }
+        assert_eq!(artifact["kld"], measured[0]["divergence"]["kld"]);
+    }
+    assert_eq!(artifacts[0]["kld"], artifacts[1]["kld"]);
+    let executed = bench.json("artifact/p.alloy.json");
+    let scores = executed["results"]["benchmarks"].as_array().unwrap();
+    let of = |metric: &str| scores.iter().filter(|score| score["metric"] == metric).count();
+    assert_eq!((of("perplexity"), of("kld")), (4, 4));
     for artifact in artifacts {
         let path = bench.args.work.join("artifact").join(artifact["path"].as_str().unwrap());
         assert_eq!(fs::metadata(path).unwrap().len(), artifact["bytes"].as_u64().unwrap());
@@ -187,15 +207,50 @@ fn a_whole_recipe_comes_out_measured_and_certified() {
     let expected: Vec<&str> = ["coverage", "damage", "reload", "pass-through", "score"]
         .into_iter()
         .chain(per_file.into_iter().cycle().take(12))
-        .chain(["acceptance"; 9])
+        .chain(["acceptance"; 17])
         .collect();
     assert_eq!(gates, expected);
     let card = fs::read_to_string(bench.args.work.join("artifact/README.md")).unwrap();
+    assert!(card.contains("| perplexity | KLD | same top-1 |"), "{card}");
     assert!(card.contains("tiny-Q4_0.gguf") && card.contains(&result["modelHash"].as_str().unwrap()[7..]), "{card}");
     factoryline::model::Manifest::read(&bench.args.work.join("artifact"))
         .unwrap()
         .verify(&bench.args.work.join("artifact"))
         .unwrap();
+}
+
+#[test]
+fn without_the_base_perplexity_stands_alone_and_divergence_still_compares() {
+    let mut recipe = whole_chain();
+    recipe["stages"][4]["compareToBase"] = json!(false);
+    recipe["stages"][3]["quantTypes"] = json!(["Q8_0", "Q4_0"]);
+    let bench = chain_bench(&recipe);
+    bench.run();
+    let result = bench.json("result.json");
+    for artifact in result["artifacts"].as_array().unwrap() {
+        let compared: Vec<bool> =
+            artifact["measurements"].as_array().unwrap().iter().map(|m| m["divergence"].is_object()).collect();
+        assert_eq!(compared, [false, true]);
+    }
+    let base = result["metrics"]["base"].as_array().unwrap();
+    assert_eq!(base.len(), 1);
+    recipe["stages"][4]["benchmarks"].as_array_mut().unwrap().pop();
+    let bench = chain_bench(&recipe);
+    bench.run();
+    let fault = bench.fault();
+    assert!(fault.contains("acceptanceCriteria.divergence: no `eval` stage compares with the base"), "{fault}");
+}
+
+#[test]
+fn a_result_that_strays_too_far_is_refused_with_the_figures() {
+    let mut recipe = whole_chain();
+    recipe["stages"][3]["quantTypes"] = json!(["Q8_0"]);
+    recipe["acceptanceCriteria"]["divergence"] = json!({ "maxKld": 1e-9 });
+    let bench = chain_bench(&recipe);
+    bench.run();
+    let fault = bench.fault();
+    assert!(fault.starts_with("quality: acceptance criteria missed: tiny-Q8_0.gguf: KL divergence "), "{fault}");
+    assert!(fault.ends_with("from the base is above 0.000000001"), "{fault}");
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::assay::{self, Convention, Data, Measurement, Request};
+use crate::assay::{self, Convention, Data, Measurement, Request, Runner};
 use crate::engine::{PassOptions, device_name, open_device};
-use crate::family;
+use crate::family::{self, OpenModel};
 use crate::fault::Fault;
 use crate::foreman::desk::{Desk, Verb};
 use crate::foreman::exit::{Answer, ExitKind, Problem};
@@ -21,17 +21,24 @@ use crate::units::{Bytes, Sha};
 ///
 /// Conventions: llama.cpp cuts the text into windows and scores the second half of each, as llama-perplexity does;
 /// windowed scores every token but a window's first. Figures of different conventions cannot be compared.
+///
+/// With --against, both models are run over the same tokens in one pass, and the answer says how far MODEL strays from
+/// the other: KL divergence, how often both think the same token best, and the perplexity of both.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  foreman assay models/m --data held-out.txt --context 512 --convention llama.cpp\n  foreman assay out.Q4_0.gguf --token-ids ids.json --json"
+    after_help = "Example:\n  foreman assay models/m --data held-out.txt --context 512 --convention llama.cpp\n  foreman assay out.Q4_0.gguf --against models/m --data held-out.txt\n  foreman assay out.Q4_0.gguf --token-ids ids.json --json"
 )]
 pub struct Args {
     /// Hugging Face directory, GGUF file, entry of [sources] or hub id in the local cache
     model: String,
 
-    /// What to measure; `foreman runners` lists them
-    #[arg(long, default_value = "perplexity")]
-    runner: String,
+    /// What to measure; `foreman runners` lists them [default: perplexity, or divergence with --against]
+    #[arg(long)]
+    runner: Option<String>,
+
+    /// The model to compare with, usually the one that MODEL was made from; named like MODEL
+    #[arg(long, value_name = "MODEL")]
+    against: Option<String>,
 
     /// A UTF-8 text: a path, or a name under calibration/ of the line
     #[arg(long, value_name = "FILE", required_unless_present = "token_ids", conflicts_with = "token_ids")]
@@ -77,33 +84,56 @@ fn device(text: &str) -> Result<DeviceChoice, String> {
 
 impl Verb for Args {
     fn run(&self, desk: &mut Desk) -> Answer {
-        let runner =
-            assay::runner(&self.runner).map_err(|error| Problem::from(Fault::from(error)).as_kind(ExitKind::Usage))?;
+        let runner = self.runner()?;
         let path = find_model(desk, &self.model)?;
+        let base = self.against.as_ref().map(|name| find_model(desk, name)).transpose()?;
         let data = self.data(desk)?;
         self.set_threads()?;
-        let model = family::open(&path).map_err(Fault::from)?;
-        for warning in &model.warnings {
-            desk.printer.warn(warning);
-        }
+        let model = open(desk, &path)?;
+        let against = base.as_ref().map(|path| open(desk, path)).transpose()?;
         let device = open_device(self.device).map_err(Fault::from)?;
         let name = device_name(&device);
         let request = Request {
             limit: self.limit(&data)?,
             data,
-            model_hash: None,
+            against: against.as_ref(),
             options: PassOptions { device, memory_budget: self.budget()?, ..PassOptions::default() },
         };
-        let bar = PassBar::new(&desk.printer, &self.runner);
+        let bar = PassBar::new(&desk.printer, runner.name());
         let measured = runner.run(&model, &request, &|progress| bar.show(&progress)).map_err(Fault::from)?;
         bar.finish();
-        let (_, hash) = hash_model(&path, model.tensors.files())?;
-        let document = document(&measured, hash, &path, &name);
-        desk.answer(&document, |_, printer| words(&measured, hash, printer))
+        let of = |model: &OpenModel| hash_model(&model.path, model.tensors.files()).map(|(_, hash)| hash);
+        let hashes = (of(&model)?, against.as_ref().map(of).transpose()?);
+        let document = document(&measured, hashes, &path, base.as_deref(), &name);
+        desk.answer(&document, |_, printer| words(&measured, hashes, base.as_deref(), printer))
     }
 }
 
+fn open(desk: &mut Desk, path: &Path) -> Result<OpenModel, Problem> {
+    let model = family::open(path).map_err(Fault::from)?;
+    for warning in &model.warnings {
+        desk.printer.warn(warning);
+    }
+    Ok(model)
+}
+
 impl Args {
+    fn runner(&self) -> Result<&'static dyn Runner, Problem> {
+        let by_need = if self.against.is_some() { "divergence" } else { "perplexity" };
+        let named = self.runner.as_deref().unwrap_or(by_need);
+        let runner = assay::runner(named).map_err(|e| Problem::from(Fault::from(e)).as_kind(ExitKind::Usage))?;
+        match (runner.compares(), &self.against) {
+            (true, None) => {
+                Err(Problem::usage(format!("--runner {named} compares two models")).hinted("add --against MODEL"))
+            }
+            (false, Some(_)) => {
+                Err(Problem::usage(format!("--runner {named} looks at one model, --against names another"))
+                    .hinted("leave one of the two out"))
+            }
+            _ => Ok(runner),
+        }
+    }
+
     fn data(&self, desk: &Desk) -> Result<Data, Problem> {
         if let Some(path) = &self.token_ids {
             return match path.is_file() {
@@ -160,23 +190,47 @@ impl Args {
     }
 }
 
-fn document(measured: &Measurement, hash: Sha, path: &Path, device: &str) -> Map<String, Value> {
+fn document(
+    measured: &Measurement,
+    (hash, base_hash): (Sha, Option<Sha>),
+    path: &Path,
+    base: Option<&Path>,
+    device: &str,
+) -> Map<String, Value> {
     let mut fields = match serde_json::to_value(measured) {
         Ok(Value::Object(fields)) => fields,
         _ => Map::new(),
     };
     fields.insert("model_hash".into(), hash.tagged().into());
     fields.insert("model".into(), path.display().to_string().into());
+    if let (Some(base), Some(hash)) = (base, base_hash) {
+        fields.insert("against".into(), base.display().to_string().into());
+        fields.insert("against_hash".into(), hash.tagged().into());
+    }
     fields.insert("device".into(), device.into());
     fields
 }
 
-fn words(measured: &Measurement, hash: Sha, printer: &mut Printer) -> Result<(), Problem> {
-    let mut fact = |name: &str, value: String| printer.line(format!("{name:<12}{value}"));
+fn words(
+    measured: &Measurement,
+    (hash, base_hash): (Sha, Option<Sha>),
+    base: Option<&Path>,
+    printer: &mut Printer,
+) -> Result<(), Problem> {
+    let mut fact = |name: &str, value: String| printer.line(format!("{name:<13}{value}"));
     let (mean, error) = (measured.nll, measured.nll_stderr);
     let spread = measured.perplexity * error;
     fact("perplexity", format!("{} ± {}", figure(measured.perplexity), figure(spread)))?;
     fact("nll", format!("{mean:.5} ± {error:.5} nats per token"))?;
+    if let (Some(base), Some(d)) = (base, &measured.divergence) {
+        fact("against", format!("{}, perplexity {}", base.display(), figure(d.base_perplexity)))?;
+        fact("ln ratio", format!("{:.5} ± {:.5} of the perplexities", d.ln_ratio, d.ln_ratio_stderr))?;
+        fact("KLD", format!("{:.6} ± {:.6} nats per token", d.kld, d.kld_stderr))?;
+        let (median, p99, p999, max) = (d.kld_median, d.kld_p99, d.kld_p999, d.kld_max);
+        fact("", format!("median {median:.6}, 99 % {p99:.5}, 99.9 % {p999:.5}, max {max:.5}"))?;
+        fact("same top-1", format!("{:.3} ± {:.3} %", 100.0 * d.same_top, 100.0 * d.same_top_stderr))?;
+        fact("RMS Δp", format!("{:.3} % of the right token", 100.0 * d.rms_delta_p))?;
+    }
     let (convention, context) = (&measured.convention, measured.context);
     fact("convention", format!("{convention}, context {context}"))?;
     fact("tokens", format!("{} read, {} scored", measured.tokens, measured.scored))?;
@@ -184,5 +238,6 @@ fn words(measured: &Measurement, hash: Sha, printer: &mut Printer) -> Result<(),
     let (peak, predicted) = (Bytes(measured.peak_rss_bytes), Bytes(measured.predicted_peak_bytes));
     fact("memory", format!("peak {peak}, predicted {predicted}"))?;
     fact("data", format!("sha256:{}", measured.data_sha256))?;
-    fact("model hash", hash.tagged())
+    fact("model hash", hash.tagged())?;
+    base_hash.map_or(Ok(()), |hash| fact("against hash", hash.tagged()))
 }

@@ -71,6 +71,8 @@ struct Row {
     /// Of the whole file.
     bits_per_weight: f64,
     perplexity: Option<f64>,
+    /// Mean KL divergence from the base, nats.
+    kld: Option<f64>,
 }
 
 impl Verb for Args {
@@ -140,6 +142,7 @@ fn shown(layout: &Layout, root: &Path, part: &PartName, result: &ResultRecord) -
         bytes,
         bits_per_weight: bytes as f64 * 8.0 / parameters.max(1) as f64,
         perplexity: result.more.get("metrics").and_then(|metrics| metrics.get("baselinePerplexity")?.as_f64()),
+        kld: None,
     };
     let artifacts = result.more.get("artifacts").and_then(Value::as_array).cloned().unwrap_or_default();
     let rows: Vec<Row> = artifacts.iter().map(row).collect();
@@ -171,6 +174,7 @@ fn row(artifact: &Value) -> Row {
         bytes: number("bytes"),
         bits_per_weight: real("bits_per_weight").unwrap_or(0.0),
         perplexity: real("perplexity"),
+        kld: real("kld"),
     }
 }
 
@@ -178,12 +182,13 @@ fn words(shown: &Shown, printer: &mut Printer) -> Result<(), Problem> {
     let cells = |row: &Row| {
         let perplexity = row.perplexity.map_or_else(|| "-".into(), figure);
         let bits = format!("{:.2}", row.bits_per_weight);
-        vec![row.name.clone(), count(row.parameters), Bytes(row.bytes).to_string(), bits, perplexity]
+        let kld = row.kld.map_or_else(|| "-".into(), |kld| format!("{kld:.4}"));
+        vec![row.name.clone(), count(row.parameters), Bytes(row.bytes).to_string(), bits, perplexity, kld]
     };
     let rows: Vec<Vec<String>> = std::iter::once(&shown.base).chain(&shown.results).map(cells).collect();
     printer.line("")?;
     for (index, line) in
-        columns("", &["", "PARAMETERS", "BYTES", "BITS/WEIGHT", "PERPLEXITY"], &rows).iter().enumerate()
+        columns("", &["", "PARAMETERS", "BYTES", "BITS/WEIGHT", "PERPLEXITY", "KLD"], &rows).iter().enumerate()
     {
         let line = if index == 0 { printer.paint(Tone::Heading, line) } else { line.clone() };
         printer.line(line)?;

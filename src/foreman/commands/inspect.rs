@@ -40,6 +40,9 @@ struct Inspection {
     /// Parameters one token uses.
     active_parameters: u64,
     tensors: usize,
+    /// How matrices are packed that the files do not hold as plain numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packing: Option<String>,
     /// Whole files, headers and metadata included.
     file_bytes: u64,
     /// Bits of the whole files per parameter.
@@ -83,7 +86,7 @@ impl Verb for Args {
 
 fn inspect(model: &OpenModel) -> Result<Inspection, Problem> {
     let mut by_type: BTreeMap<String, Share> = BTreeMap::new();
-    for meta in model.stored.metas() {
+    for meta in model.files_tensors() {
         let share = by_type.entry(meta.dtype.to_string()).or_default();
         share.tensors += 1;
         share.elements += meta.elems() as u64;
@@ -111,7 +114,8 @@ fn inspect(model: &OpenModel) -> Result<Inspection, Problem> {
         experts: model.spec.experts().map(|(per_layer, used)| Experts { per_layer, used, layers }),
         parameters,
         active_parameters: model.spec.active_parameters(),
-        tensors: model.stored.metas().len(),
+        tensors: model.files_tensors().len(),
+        packing: model.packing().map(str::to_owned),
         file_bytes,
         bits_per_weight: file_bytes as f64 * 8.0 / parameters.max(1) as f64,
         by_type,
@@ -142,6 +146,9 @@ fn words(found: &Inspection, printer: &mut Printer) -> Result<(), Problem> {
     fact("parameters", format!("{}{active}", count(found.parameters)))?;
     let bits = found.bits_per_weight;
     fact("size", format!("{} in {} file(s), {bits:.3} bits per weight", Bytes(found.file_bytes), found.files.len()))?;
+    if let Some(packing) = &found.packing {
+        fact("packed", packing.clone())?;
+    }
     printer.line("")?;
     let cells = |(name, share): (&String, &Share)| {
         vec![name.clone(), share.tensors.to_string(), count(share.elements), Bytes(share.bytes).to_string()]

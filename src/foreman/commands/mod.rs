@@ -52,6 +52,7 @@ verbs! {
     assay => Assay,
     inspect => Inspect,
     verify => Verify,
+    frontier => Frontier,
     stages => Stages,
     families => Families,
     runners => Runners,

@@ -53,6 +53,12 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Token ids of a text with the special tokens its tokenizer puts around one.
+    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        let encoding = self.inner.encode_fast(text, true).map_err(|error| self.refused("encode", &*error))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
     /// The text of token ids, special tokens included.
     pub fn decode(&self, ids: &[u32]) -> Result<String, ModelError> {
         self.inner.decode(ids, false).map_err(|error| self.refused("decode", &*error))

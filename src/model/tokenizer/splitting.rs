@@ -32,7 +32,16 @@ const ONE_DIGIT: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const THREE_DIGITS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-pub(super) static SPLITTINGS: [Splitting; 6] = [
+/// As [`ONE_DIGIT`], with combining marks among the letters.
+const ONE_DIGIT_MARKS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Words of the alphabets with capitals, and a space before.
+const CASED_WORDS: &str = concat!(
+    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-",
+    r"ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ",
+    r"-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+",
+);
+
+pub(super) static SPLITTINGS: [Splitting; 9] = [
     Splitting { pre: "smollm", steps: &[Step::Digits], gpt2_pattern: true, ignore_merges: false, nfc: false },
     Splitting { pre: "gpt-2", steps: &[], gpt2_pattern: true, ignore_merges: false, nfc: false },
     Splitting { pre: "gpt-2", steps: &[Step::Pattern(GPT2)], gpt2_pattern: false, ignore_merges: false, nfc: false },
@@ -42,6 +51,29 @@ pub(super) static SPLITTINGS: [Splitting; 6] = [
         gpt2_pattern: false,
         ignore_merges: false,
         nfc: true,
+    },
+    // GPT-2's splitting of composed text.
+    Splitting { pre: "olmo", steps: &[], gpt2_pattern: true, ignore_merges: false, nfc: true },
+    Splitting {
+        pre: "qwen35",
+        steps: &[Step::Pattern(ONE_DIGIT_MARKS)],
+        gpt2_pattern: false,
+        ignore_merges: false,
+        nfc: true,
+    },
+    Splitting {
+        pre: "deepseek-llm",
+        steps: &[
+            Step::Pattern("[\r\n]"),
+            Step::Pattern(CASED_WORDS),
+            Step::Pattern("\\s?[!-/:-~！-／：-～‘-‟\u{3000}-。]+"),
+            Step::Pattern(r"\s+$"),
+            Step::Pattern("[一-龥ࠀ-一가-\u{d7ff}]+"),
+            Step::Digits,
+        ],
+        gpt2_pattern: false,
+        ignore_merges: false,
+        nfc: false,
     },
     Splitting {
         pre: "llama-bpe",
@@ -98,8 +130,9 @@ pub(super) fn recognise(tokenizer: &Value) -> Result<&'static str, String> {
         None => vec![pre_tokenizer],
     };
     let ignore_merges = tokenizer["model"]["ignore_merges"].as_bool().unwrap_or(false);
-    let found = SPLITTINGS.iter().find(|splitting| splitting.ignore_merges == ignore_merges && splitting.has(&parts));
-    match found {
+    let same = |splitting: &&Splitting| splitting.ignore_merges == ignore_merges && splitting.has(&parts);
+    let exact = SPLITTINGS.iter().filter(same).find(|splitting| splitting.nfc == nfc);
+    match exact.or_else(|| SPLITTINGS.iter().find(same)) {
         // Composed form is not part of what llama.cpp does under any name; files that ask for it are qwen2's.
         Some(splitting) if !nfc || splitting.nfc => Ok(splitting.pre),
         Some(splitting) => Err(format!("the normalizer NFC together with the pre_tokenizer of {}", splitting.pre)),

@@ -53,9 +53,16 @@ const TEXT: &str = "hello hello, it's 12345 – naïve\n\n  tabs\tand 世界 �
 
 #[test]
 fn a_tokenizer_survives_the_way_through_gguf() {
-    for (pre, string_merges) in
-        [("smollm", true), ("gpt-2", false), ("qwen2", false), ("llama-bpe", true), ("dbrx", true)]
-    {
+    for (pre, string_merges) in [
+        ("smollm", true),
+        ("gpt-2", false),
+        ("olmo", false),
+        ("qwen2", false),
+        ("qwen35", true),
+        ("deepseek-llm", false),
+        ("llama-bpe", true),
+        ("dbrx", true),
+    ] {
         let dir = tempfile::TempDir::new().unwrap();
         write_tokenizer(dir.path(), pre, string_merges);
         let original = Tokenizer::open(dir.path()).unwrap();

@@ -22,6 +22,13 @@ pub(super) fn check(recipe: &Recipe) -> Vec<Finding> {
     if criteria.perplexity.as_ref().is_some_and(|p| p.max.is_some()) {
         findings.extend(measured(PERPLEXITY, &evals, "acceptanceCriteria.perplexity"));
     }
+    if criteria.divergence.is_some() && !evals.iter().any(|eval| eval.benchmarks.iter().any(|b| eval.compares(b))) {
+        let message = "no `eval` stage compares with the base: the criterion can never be met";
+        findings.push(
+            Finding::error("acceptanceCriteria.divergence", message)
+                .hint("add the benchmark `divergence` to an `eval` stage, or remove the criterion"),
+        );
+    }
     hardware(recipe, criteria, &mut findings);
     findings
 }

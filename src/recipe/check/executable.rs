@@ -12,21 +12,30 @@ pub struct Capabilities {
     pub stages: Vec<String>,
     /// Benchmarks of `eval` stages.
     pub benchmarks: Vec<String>,
-    /// `format` of `quant` stages.
-    pub quant_formats: Vec<String>,
-    /// `quantTypes` of `quant` stages.
-    pub quant_types: Vec<String>,
+    /// Formats of `quant` stages.
+    pub quant: Vec<QuantCapability>,
+    /// `algorithm` of `quant` stages.
+    pub quant_algorithms: Vec<String>,
     /// `source.architecture`: the model types of the families.
     pub architectures: Vec<String>,
-    /// Those of them that can be written as GGUF.
-    pub gguf_architectures: Vec<String>,
+}
+
+/// A format that `quant` stages can write, by the names recipes use. An empty list is not checked against.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QuantCapability {
+    /// `format`.
+    pub format: String,
+    /// `quantTypes`.
+    pub types: Vec<String>,
+    /// Model types it can hold.
+    pub architectures: Vec<String>,
 }
 
 const STAGE: &str = "stage";
 
 /// One error per thing that is asked for and not there, naming what is there and what was probably meant.
 pub fn check_executable(recipe: &Recipe, can: &Capabilities) -> Vec<Finding> {
-    let mut findings = Vec::new();
+    let (mut findings, mut refused) = (Vec::new(), Vec::new());
     let mut want = |list: &[String], word: &str, key: String, what: &str| {
         if !list.is_empty() && !list.iter().any(|known| known == word) {
             let names = list.iter().map(String::as_str);
@@ -52,13 +61,24 @@ pub fn check_executable(recipe: &Recipe, can: &Capabilities) -> Vec<Finding> {
         want(&can.stages, stage.type_name(), format!("{at}.type"), STAGE);
         match stage {
             StageSpec::Quant(quant) => {
-                want(&can.quant_formats, quant.format.as_str(), format!("{at}.format"), "quantization format");
+                want(&can.quant_algorithms, &quant.algorithm(), format!("{at}.algorithm"), "quantization algorithm");
+                let (format, key) = (quant.format.as_str(), format!("{at}.format"));
+                if quant.format == QuantFormat::Onnx && !can.quant.iter().any(|known| known.format == format) {
+                    let message =
+                        "this build does not write ONNX, which holds a graph of operators and not just weights";
+                    let hint = "write safetensors (BF16, or W4A16 for fewer bits) and export that, or use gguf";
+                    refused.push(Finding::error(key, message).hint(hint));
+                    continue;
+                }
+                let formats: Vec<String> = can.quant.iter().map(|known| known.format.clone()).collect();
+                want(&formats, format, key.clone(), "quantization format");
+                let Some(known) = can.quant.iter().find(|known| known.format == format) else { continue };
                 let architecture = &recipe.source.architecture;
-                if quant.format == QuantFormat::Gguf && can.architectures.contains(architecture) {
-                    want(&can.gguf_architectures, architecture, format!("{at}.format"), "GGUF writer for architecture");
+                if can.architectures.contains(architecture) {
+                    want(&known.architectures, architecture, key, &format!("{format} writer for architecture"));
                 }
                 for (j, name) in quant.quant_types.iter().enumerate() {
-                    want(&can.quant_types, name, format!("{at}.quantTypes[{j}]"), "quantization type");
+                    want(&known.types, name, format!("{at}.quantTypes[{j}]"), "quantization type");
                 }
             }
             StageSpec::Eval(eval) => {
@@ -69,5 +89,6 @@ pub fn check_executable(recipe: &Recipe, can: &Capabilities) -> Vec<Finding> {
             _ => {}
         }
     }
+    findings.extend(refused);
     findings
 }

@@ -7,8 +7,7 @@ use crate::recipe::finding::{Finding, suggest};
 use crate::recipe::json::excerpt;
 use crate::recipe::root::Recipe;
 use crate::recipe::stages::{
-    Eval, ExpertMetric, ExpertPrune, Lora, PERPLEXITY, Prune, Quant, Ranking, StagePosition as Position, StageSpec,
-    Train,
+    Eval, ExpertMetric, ExpertPrune, Lora, Prune, Quant, Ranking, StagePosition as Position, StageSpec, Train,
 };
 
 /// What is known about the model while walking the stages.
@@ -243,12 +242,12 @@ impl Walk<'_> {
     fn eval(&mut self, i: usize, eval: &Eval) {
         for (j, benchmark) in eval.benchmarks.iter().enumerate() {
             let at = |key: &str| format!("benchmarks[{j}].{key}");
-            if benchmark.name != PERPLEXITY {
+            if !benchmark.reads_text() {
                 continue;
             }
             if benchmark.data.is_none() {
                 let hint = "name a text file: a path, or a name under `calibration/` of the line".to_owned();
-                self.error(i, &at("data"), "`perplexity` needs a text to score".into(), Some(hint));
+                self.error(i, &at("data"), format!("`{}` needs a text to score", benchmark.name), Some(hint));
             }
             if let Some(most) = benchmark.max_tokens.filter(|most| *most < u64::from(benchmark.context())) {
                 let message = format!("{most} tokens are less than one window of {}", benchmark.context());

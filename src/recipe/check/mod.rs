@@ -13,7 +13,7 @@ mod flow;
 mod source;
 mod values;
 
-pub use executable::{Capabilities, check_executable};
+pub use executable::{Capabilities, QuantCapability, check_executable};
 pub use fit::{bits_per_weight, params_after};
 
 use super::finding::Finding;

@@ -108,7 +108,11 @@ fn refusal_gathers_the_errors_and_leaves_the_rest() {
 fn gguf_is_refused_where_this_build_writes_none_of_the_architecture() {
     let can = |gguf: &[&str]| Capabilities {
         architectures: vec!["qwen3_moe".into(), "other".into()],
-        gguf_architectures: gguf.iter().map(|&name| name.to_owned()).collect(),
+        quant: vec![QuantCapability {
+            format: "gguf".into(),
+            architectures: gguf.iter().map(|&name| name.to_owned()).collect(),
+            ..QuantCapability::default()
+        }],
         ..Capabilities::default()
     };
     let file = read(&coder());
@@ -117,7 +121,7 @@ fn gguf_is_refused_where_this_build_writes_none_of_the_architecture() {
     assert_eq!(findings.len(), 1);
     assert_eq!(
         findings[0].to_string(),
-        "error stages[2].format: this build has no GGUF writer for architecture `qwen3_moe` (known: other)"
+        "error stages[2].format: this build has no gguf writer for architecture `qwen3_moe` (known: other)"
     );
 }
 

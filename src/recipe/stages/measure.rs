@@ -1,4 +1,4 @@
-//! The stage that measures: `eval`, and what its perplexity runner reads.
+//! The stage that measures: `eval`, and what its runners read.
 
 use serde_json::{Map, Value};
 
@@ -41,7 +41,7 @@ stage_type! {
     /// One benchmark of an `eval` stage.
     BenchmarkDef {
         required {
-            /// Name of the runner, e.g. `perplexity`.
+            /// Name of the runner: `perplexity` or `divergence`.
             name: String,
         }
         optional {
@@ -59,27 +59,29 @@ stage_type! {
             calibration_anchor: Value,
             /// Remarks for people.
             notes: String,
-            /// `perplexity`: the text to score, a path or a name under `calibration/` of the line.
+            /// The text to score, a path or a name under `calibration/` of the line.
             data: String,
-            /// `perplexity`: window length in tokens.
+            /// Window length in tokens.
             #[schemars(range(min = 2))]
             context: u32 = 512,
-            /// `perplexity`: which tokens are scored.
+            /// Which tokens are scored.
             convention: PerplexityConvention = PerplexityConvention::LlamaCpp,
-            /// `perplexity`: use only this many tokens from the start of the text.
+            /// Use only this many tokens from the start of the text.
             #[schemars(range(min = 2))]
             max_tokens: u64,
         }
     }
 }
 
-/// Name of the benchmark that [`BenchmarkDef::perplexity`] reads.
+/// The benchmark that scores a text.
 pub const PERPLEXITY: &str = "perplexity";
+/// The benchmark that scores a text and compares with the base, whatever [`Eval::compare_to_base`] says.
+pub const DIVERGENCE: &str = "divergence";
 
-/// What the perplexity runner needs, defaults filled in.
+/// What the runners that score a text need, defaults filled in.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct PerplexitySpec {
+pub struct TextSpec {
     /// The text to score: a path, or a name under `calibration/` of the line.
     pub data: String,
     /// Window length in tokens.
@@ -90,13 +92,29 @@ pub struct PerplexitySpec {
     pub max_tokens: Option<u64>,
 }
 
+impl Eval {
+    /// True when the base is measured beside the result on this benchmark, and the result's divergence from it.
+    pub fn compares(&self, benchmark: &BenchmarkDef) -> bool {
+        match benchmark.name.as_str() {
+            DIVERGENCE => true,
+            PERPLEXITY => self.compare_to_base(),
+            _ => false,
+        }
+    }
+}
+
 impl BenchmarkDef {
-    /// What to do when this is the `perplexity` benchmark and says which text to score, else `None`.
-    pub fn perplexity(&self) -> Option<PerplexitySpec> {
-        if self.name != PERPLEXITY {
+    /// True for the benchmarks that score a text.
+    pub fn reads_text(&self) -> bool {
+        [PERPLEXITY, DIVERGENCE].contains(&self.name.as_str())
+    }
+
+    /// What to do when this scores a text and says which, else `None`.
+    pub fn on_text(&self) -> Option<TextSpec> {
+        if !self.reads_text() {
             return None;
         }
-        Some(PerplexitySpec {
+        Some(TextSpec {
             data: self.data.clone()?,
             context: self.context(),
             convention: self.convention(),
@@ -107,7 +125,7 @@ impl BenchmarkDef {
     /// The keys of this benchmark with defaults filled in, without the runner keys that do not concern it.
     pub fn resolved(&self) -> Map<String, Value> {
         let mut map = super::spec::fill_defaults(self);
-        if self.name != PERPLEXITY {
+        if !self.reads_text() {
             map.retain(|key, _| !["context", "convention"].contains(&key.as_str()) || self.states(key));
         }
         map

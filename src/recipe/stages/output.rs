@@ -5,7 +5,7 @@ use crate::recipe::choices::choices;
 
 choices! {
     /// File format of quantized weights.
-    QuantFormat { Gguf = "gguf", Mlx = "mlx", Safetensors = "safetensors", Onnx = "onnx" }
+    QuantFormat { Gguf = "gguf", Mlx = "mlx", Safetensors = "safetensors", Onnx = "onnx", Frontier = "frontier" }
 }
 
 stage_type! {
@@ -14,13 +14,37 @@ stage_type! {
         required {
             /// File format.
             format: QuantFormat,
-            /// Types to write, one file each: `Q8_0`, `Q4_K_M`, `F16`, …
+            /// Types to write, one file each: `Q8_0`, `Q4_K_M`, `F16`, …; in format `frontier` the ids of contracts.
             #[schemars(length(min = 1))]
             quant_types: Vec<String>,
         }
         optional {
             /// Importance matrix to weigh errors by: a file of llama.cpp's imatrix tool, made with this model.
             importance_matrix: String,
+            /// How codes are chosen: `rtn` rounds to the nearest; `gptq` and others let errors make up for each other on
+            /// the inputs of a calibration text.
+            algorithm: String = "rtn".into(),
+            /// Text to measure the layers' inputs on, also looked for under `calibration/` of the line; `default` is the
+            /// mix of prose and code that comes with the program, and what a calibrated algorithm takes when nothing is
+            /// said.
+            calibration_corpus: String,
+            /// Tokens of it to use.
+            #[schemars(range(min = 1))]
+            calibration_tokens: u64 = 32_768,
+            /// Tokens of a sequence.
+            #[schemars(range(min = 16))]
+            calibration_length: u32 = 512,
+            /// Solve a layer on inputs that its own block's earlier layers have made as compressed: better by a little,
+            /// and two to four times the passes.
+            true_sequential: bool = false,
+            /// Columns that share a scale, in format `safetensors`: 32, 64 or 128; -1: all of a row. Layers whose rows it
+            /// does not divide take the next narrower one.
+            #[schemars(range(min = -1, max = 128))]
+            group_size: i64,
+            /// How much of the change in its inputs, made by what was compressed before it, a layer makes up for: 0 keeps
+            /// its function, 1 aims at the output it had. Not with `trueSequential`.
+            #[schemars(range(min = 0.0, max = 1.0))]
+            drift_share: f64 = 0.5,
             /// Devices the files are meant for.
             device_targets: Vec<String> = Vec::new(),
         }

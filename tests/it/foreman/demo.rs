@@ -19,6 +19,7 @@ fn the_demo_builds_measures_and_verifies() {
     for row in results {
         let perplexity = row["perplexity"].as_f64().unwrap();
         assert!(perplexity > base && perplexity < 2.0 * base, "{row} against {base}");
+        assert!((0.001..1.0).contains(&row["kld"].as_f64().unwrap()), "{row}");
         assert!(row["parameters"].as_u64() < document["base"]["parameters"].as_u64());
         assert!(row["bits_per_weight"].as_f64().unwrap() < 10.0);
     }

@@ -112,6 +112,7 @@ fn the_top_level_help() {
       assay        Measure a model on a text, or on lists of token ids
       inspect      Show what a model is: family, layers, experts, parameters, bytes by type
       verify       Hash an artifact again and open its models, and compare with what its result says
+      frontier     Check artifacts against the contracts of ternary and binary frontiers
       stages       List the recipe stages this build executes
       families     List the model families this build can run and compress
       runners      List the runners that can measure a model

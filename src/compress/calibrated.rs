@@ -1,0 +1,229 @@
+//! Quantization that knows what every layer is given: block by block on the prefix already compressed, each matrix
+//! solved on the moments of its inputs.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::encoded::{EncodedRows, EncodedWriter};
+use super::solve::{Matrix, Moments, SolveOptions, Solver, make_up_for_drift};
+use super::{CompressError, QuantPlan};
+use crate::codec::{Grid, grid_for};
+use crate::engine::{
+    InputSum, PassOptions, PassProgress, RewritePlan, RewriteReport, Rewriter, predict_rewriting, run_rewriting,
+};
+use crate::family::{BlockSpec, LinearSpec, OpenModel};
+use crate::model::{Dtype, TensorSource};
+use crate::units::Bytes;
+
+/// How a weight is to be stored.
+#[derive(Clone)]
+pub struct Target {
+    pub grid: GridRef,
+    /// The grid's format, where models are stored in it.
+    pub dtype: Option<Dtype>,
+}
+
+/// A grid that lives as long as the program, or as long as it is used.
+#[derive(Clone)]
+pub enum GridRef {
+    Static(&'static dyn Grid),
+    Shared(Arc<dyn Grid>),
+}
+
+impl GridRef {
+    pub fn get(&self) -> &dyn Grid {
+        match self {
+            GridRef::Static(grid) => *grid,
+            GridRef::Shared(grid) => grid.as_ref(),
+        }
+    }
+}
+
+/// The weights to solve, by name.
+pub type Targets = HashMap<String, Target>;
+
+/// How a calibrated quantization goes about it.
+#[derive(Clone, Copy)]
+pub struct Calibrated<'a> {
+    pub targets: &'a Targets,
+    pub solver: &'static dyn Solver,
+    pub options: SolveOptions,
+    /// A layer sees the effect of the layers before it in its own block, too; costs a run of the block for every depth.
+    pub by_depth: bool,
+    /// How much of what the inputs have drifted from those of the model as it was each layer makes up for: 0 (it keeps its
+    /// own function) to 1 (it aims at the output it had). Not together with `by_depth`.
+    pub drift: f32,
+    /// Memory for the sums of one round, at most (one input's sum is taken in any case).
+    pub sums: Bytes,
+}
+
+/// How one matrix came out.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MatrixReport {
+    pub weight: String,
+    pub grid: String,
+    /// Inputs it was solved on.
+    pub tokens: u64,
+    /// Share of the output's energy that is lost on these inputs.
+    pub error: f64,
+    /// The solver, and what else it has to say.
+    pub method: String,
+}
+
+/// Solved matrices, and how they came out, in the order they were solved.
+pub struct CalibratedRows {
+    pub rows: EncodedRows,
+    pub matrices: Vec<MatrixReport>,
+    pub pass: RewriteReport,
+}
+
+impl Calibrated<'_> {
+    /// The weights of a block that are solved, by rounds that keep within the memory for sums.
+    fn rounds(&self, block: &BlockSpec) -> Vec<Vec<String>> {
+        let mut rounds: Vec<Vec<String>> = Vec::new();
+        let (mut depth, mut bytes) = (usize::MAX, 0u64);
+        for input in block.inputs() {
+            let names = input.layers.iter().map(|layer| &layer.weight).filter(|name| self.targets.contains_key(*name));
+            let names: Vec<String> = names.cloned().collect();
+            if names.is_empty() {
+                continue;
+            }
+            let more = 4 * (input.columns() as u64).pow(2);
+            let full = bytes + more > self.sums.0 || (self.by_depth && input.depth != depth);
+            match rounds.last_mut().filter(|_| !full) {
+                Some(round) => {
+                    bytes += more;
+                    round.extend(names);
+                }
+                None => {
+                    bytes = more;
+                    rounds.push(names);
+                }
+            }
+            depth = input.depth;
+        }
+        rounds
+    }
+
+    /// How [`Calibrated::run`] would lie in memory; nothing is read but headers.
+    pub fn predict(&self, model: &OpenModel, tokens: usize, longest: usize, options: &PassOptions) -> RewritePlan {
+        predict_rewriting(model, tokens, longest, options, &|block| self.rounds(block), self.drift > 0.0)
+    }
+
+    /// Solves every target on the inputs it meets when `sequences` run through the model as compressed so far. The rows
+    /// lie in a file at `path` until the result is dropped.
+    ///
+    /// # Errors
+    /// As the pass and the solver; a full disk.
+    pub fn run(
+        &self,
+        model: &OpenModel,
+        sequences: &[Vec<u32>],
+        options: &PassOptions,
+        path: &Path,
+        progress: &dyn Fn(PassProgress),
+    ) -> Result<CalibratedRows, CompressError> {
+        let writer = EncodedWriter::create(path)?;
+        let source = model.tensors.as_ref();
+        let mut solving = Solving { how: self, source, writer, matrices: Vec::new() };
+        let pass = run_rewriting(model, sequences, options, &mut solving, progress)?;
+        Ok(CalibratedRows { rows: solving.writer.finish()?, matrices: solving.matrices, pass })
+    }
+}
+
+struct Solving<'a> {
+    how: &'a Calibrated<'a>,
+    source: &'a dyn TensorSource,
+    writer: EncodedWriter,
+    matrices: Vec<MatrixReport>,
+}
+
+impl Solving<'_> {
+    fn solve(
+        &mut self,
+        layer: &LinearSpec,
+        moments: Option<&Moments>,
+        drift: Option<&[f32]>,
+    ) -> Result<Vec<f32>, CompressError> {
+        let target = &self.how.targets[&layer.weight];
+        let mut values = Vec::new();
+        self.source.read_f32(&layer.weight, &mut values)?;
+        self.source.release(&layer.weight);
+        if let (Some(moments), Some(drift)) = (moments, drift) {
+            make_up_for_drift(&mut values, moments, drift, self.how.drift, self.how.options.damping);
+        }
+        let (name, grid) = (layer.weight.as_str(), target.grid.get());
+        // A weight that met no token, an expert nobody chose, still has moments: of nothing.
+        let none = Moments::new(layer.cols);
+        let moments = moments.or(self.how.solver.needs_moments().then_some(&none));
+        let matrix = Matrix { name, values: &values, rows: layer.rows, cols: layer.cols, grid, moments };
+        let solved = self.how.solver.solve(&matrix, &self.how.options)?;
+        self.writer.put(name, target.dtype, &solved.bytes)?;
+        self.matrices.push(MatrixReport {
+            weight: name.to_owned(),
+            grid: grid.name(),
+            tokens: moments.map_or(0, |moments| moments.tokens),
+            error: solved.error,
+            method: solved.method.to_string(),
+        });
+        Ok(solved.values)
+    }
+}
+
+impl Rewriter for Solving<'_> {
+    type Error = CompressError;
+
+    fn rounds(&self, block: &BlockSpec) -> Vec<Vec<String>> {
+        self.how.rounds(block)
+    }
+
+    fn follows_original(&self) -> bool {
+        self.how.drift > 0.0
+    }
+
+    fn rewrite(
+        &mut self,
+        block: &BlockSpec,
+        round: &[String],
+        inputs: Vec<InputSum>,
+    ) -> Result<Vec<(String, Vec<f32>)>, CompressError> {
+        let moments: Vec<(Vec<String>, Moments, Option<Vec<f32>>)> = inputs
+            .into_iter()
+            .map(|input| {
+                let moments = Moments { size: input.columns, sum: input.sum, tokens: input.rows };
+                (input.tensors, moments, input.drift)
+            })
+            .collect();
+        let inputs = block.inputs();
+        let layers = inputs.iter().flat_map(|input| &input.layers).filter(|layer| round.contains(&layer.weight));
+        let solve = |layer: &&LinearSpec| {
+            let found = moments.iter().find(|(tensors, ..)| tensors.contains(&layer.weight));
+            let drift = found.and_then(|(.., drift)| drift.as_deref());
+            Ok((layer.weight.clone(), self.solve(layer, found.map(|(_, moments, _)| moments), drift)?))
+        };
+        layers.map(solve).collect()
+    }
+}
+
+/// The weights of a GGUF file that can be solved: matrices of blocks whose rows the file holds as they are, in one format
+/// with a grid. The others are encoded as usual.
+pub fn gguf_targets(model: &OpenModel, plan: &QuantPlan) -> Targets {
+    let mut formats: HashMap<&str, Option<Dtype>> = HashMap::new();
+    for planned in &plan.tensors {
+        let format = planned.is_made_of_rows().then_some(planned.dtype);
+        for source in planned.tensor.sources() {
+            formats.entry(source).and_modify(|known| *known = known.filter(|k| Some(*k) == format)).or_insert(format);
+        }
+    }
+    let inputs = model.spec.blocks.iter().flat_map(BlockSpec::inputs);
+    let target = |layer: &LinearSpec| {
+        let dtype = (*formats.get(layer.weight.as_str())?)?;
+        let target = Target { grid: GridRef::Static(grid_for(dtype)?), dtype: Some(dtype) };
+        Some((layer.weight.clone(), target))
+    };
+    inputs.flat_map(|input| input.layers).filter_map(target).collect()
+}

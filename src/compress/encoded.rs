@@ -1,0 +1,132 @@
+//! Matrices whose codes have been chosen, in a file until a format's writer puts them together.
+//!
+//! Over a model ([`EncodedRows::over`]) they are a source of tensors whose type is the encoded one, so that a writer that
+//! copies what has the wanted type already copies them.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use super::CompressError;
+use crate::model::{Dtype, MappedFile, ModelError, TensorMeta, TensorSource};
+
+/// A file of encoded matrices under construction.
+pub struct EncodedWriter {
+    path: PathBuf,
+    file: BufWriter<File>,
+    at: u64,
+    entries: HashMap<String, Entry>,
+}
+
+/// Encoded matrices, by the name of the weight. The file is removed with it.
+pub struct EncodedRows {
+    file: MappedFile,
+    entries: HashMap<String, Entry>,
+}
+
+struct Entry {
+    /// The format, where it is one that models are stored in.
+    dtype: Option<Dtype>,
+    start: usize,
+    len: usize,
+}
+
+impl EncodedWriter {
+    /// Starts a file; what lies there is replaced.
+    pub fn create(path: &Path) -> Result<Self, CompressError> {
+        let file = File::create(path).map_err(CompressError::io("create", path))?;
+        Ok(EncodedWriter { path: path.to_owned(), file: BufWriter::new(file), at: 0, entries: HashMap::new() })
+    }
+
+    /// Adds the rows of a weight.
+    pub fn put(&mut self, weight: &str, dtype: Option<Dtype>, rows: &[u8]) -> Result<(), CompressError> {
+        self.file.write_all(rows).map_err(CompressError::io("write", &self.path))?;
+        self.entries.insert(weight.to_owned(), Entry { dtype, start: self.at as usize, len: rows.len() });
+        self.at += rows.len() as u64;
+        Ok(())
+    }
+
+    /// Closes the file and opens it for reading.
+    pub fn finish(mut self) -> Result<EncodedRows, CompressError> {
+        self.file.flush().map_err(CompressError::io("write", &self.path))?;
+        Ok(EncodedRows { file: MappedFile::open(&self.path)?, entries: self.entries })
+    }
+}
+
+impl EncodedRows {
+    /// The rows of a weight, one after the other.
+    pub fn rows(&self, weight: &str) -> Option<&[u8]> {
+        let entry = self.entries.get(weight)?;
+        self.file.bytes().get(entry.start..entry.start + entry.len)
+    }
+
+    /// The model with its encoded weights in place of its own; those in a form that no model is stored in stay as they
+    /// are.
+    pub fn over<'a>(&'a self, base: &'a dyn TensorSource) -> EncodedSource<'a> {
+        let mut metas = base.metas().to_vec();
+        let mut by_name = HashMap::new();
+        // Names of a view may not be among those of its list.
+        for name in self.entries.keys() {
+            let Some(meta) = base.meta(name) else { continue };
+            let Some(Entry { dtype: Some(dtype), len, .. }) = self.entries.get(name) else { continue };
+            let replaced = TensorMeta { dtype: *dtype, bytes: *len as u64, ..meta.clone() };
+            match metas.iter().position(|meta| &meta.name == name) {
+                Some(at) => metas[at] = replaced.clone(),
+                None => metas.push(replaced.clone()),
+            }
+            by_name.insert(name.clone(), replaced);
+        }
+        EncodedSource { rows: self, base, metas, by_name }
+    }
+}
+
+impl Drop for EncodedRows {
+    fn drop(&mut self) {
+        // What an ended process leaves is replaced by the next attempt, and goes with the work folder.
+        let _ = std::fs::remove_file(self.file.path());
+    }
+}
+
+/// See [`EncodedRows::over`].
+pub struct EncodedSource<'a> {
+    rows: &'a EncodedRows,
+    base: &'a dyn TensorSource,
+    metas: Vec<TensorMeta>,
+    by_name: HashMap<String, TensorMeta>,
+}
+
+impl TensorSource for EncodedSource<'_> {
+    fn metas(&self) -> &[TensorMeta] {
+        &self.metas
+    }
+
+    fn meta(&self, name: &str) -> Option<&TensorMeta> {
+        self.by_name.get(name).or_else(|| self.base.meta(name))
+    }
+
+    fn files(&self) -> &[PathBuf] {
+        self.base.files()
+    }
+
+    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, ModelError> {
+        match self.rows.rows(name).filter(|_| self.by_name.contains_key(name)) {
+            Some(bytes) => Ok(bytes.into()),
+            None => self.base.bytes(name),
+        }
+    }
+
+    fn prefetch(&self, name: &str) {
+        if !self.by_name.contains_key(name) {
+            self.base.prefetch(name);
+        }
+    }
+
+    fn release(&self, name: &str) {
+        match self.rows.entries.get(name).filter(|_| self.by_name.contains_key(name)) {
+            Some(entry) => self.rows.file.release(entry.start..entry.start + entry.len),
+            None => self.base.release(name),
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Solvers: which code every weight of a matrix gets.
+//!
+//! Enters: a [`Matrix`] (values, the grid its codes come from, the moments of its inputs). Leaves: [`Solved`] (the stored
+//! bytes, what they read back as, the error). Rows do not depend on each other, so panels of rows run in parallel, and
+//! every sum has one order: the bytes are the same with any number of threads. A new solver is one file and one line in
+//! [`SOLVERS`].
+
+mod descent;
+mod drift;
+mod factor;
+mod feedback;
+mod matrix;
+mod panel;
+mod product;
+
+pub use drift::make_up_for_drift;
+pub use matrix::{Matrix, Method, Moments, Order, SolveOptions, Solved};
+
+use super::CompressError;
+
+/// A way to choose codes.
+pub trait Solver: Sync {
+    /// As recipes name it.
+    fn name(&self) -> &'static str;
+
+    /// One sentence for listings.
+    fn summary(&self) -> &'static str;
+
+    /// Whether it cannot work without [`Matrix::moments`].
+    fn needs_moments(&self) -> bool;
+
+    /// Chooses the codes of a matrix.
+    ///
+    /// # Errors
+    /// Values or moments that are not finite, and a grid that cannot store rows of this length.
+    fn solve(&self, matrix: &Matrix, options: &SolveOptions) -> Result<Solved, CompressError>;
+}
+
+crate::registry! {
+    /// Every solver this build has.
+    pub SOLVERS: dyn Solver {
+        rtn => Rtn,
+        gptq => Gptq,
+        hqq => Hqq,
+    }
+}
+
+/// The solver of this name.
+pub fn solver_named(name: &str) -> Option<&'static dyn Solver> {
+    SOLVERS.iter().copied().find(|solver| solver.name() == name)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+//! Panels of rows: how a matrix is cut for threads, put together from solved rows, and weighed.
+
+use rayon::prelude::*;
+
+use super::product::{add_product, dot};
+use super::{Matrix, Method, Solved};
+use crate::codec::Levels;
+
+/// Rows of a panel. Fixed, so that products and their sums do not depend on the number of threads.
+pub(super) const PANEL: usize = 32;
+
+/// Levels and codes of a few neighbouring rows.
+pub(super) struct Coded {
+    /// Per row those of its groups in order.
+    pub levels: Vec<Vec<Levels>>,
+    /// `[rows, cols]`.
+    pub codes: Vec<u8>,
+}
+
+/// Solves every panel (given its rows' values) and puts the matrix together.
+pub(super) fn by_panels(
+    matrix: &Matrix,
+    row_bytes: usize,
+    method: Method,
+    solve: impl Fn(&[f32]) -> Coded + Sync,
+) -> Solved {
+    let cols = matrix.cols;
+    let mut bytes = vec![0u8; matrix.rows * row_bytes];
+    let mut values = vec![0f32; matrix.values.len()];
+    let lost: Vec<(f64, f64)> = matrix
+        .values
+        .par_chunks(PANEL * cols)
+        .zip(values.par_chunks_mut(PANEL * cols))
+        .zip(bytes.par_chunks_mut(PANEL * row_bytes))
+        .map(|((wanted, values), bytes)| {
+            let coded = solve(wanted);
+            let rows = coded.levels.iter().zip(coded.codes.chunks(cols));
+            for (((levels, codes), row), values) in rows.zip(bytes.chunks_mut(row_bytes)).zip(values.chunks_mut(cols)) {
+                matrix.grid.pack(levels, codes, row);
+                matrix.grid.unpack(row, values);
+            }
+            weigh_error(matrix, wanted, values)
+        })
+        .collect();
+    let (lost, all) = lost.iter().fold((0.0, 0.0), |(lost, all), panel| (lost + panel.0, all + panel.1));
+    Solved { bytes, values, error: if all > 0.0 { lost / all } else { 0.0 }, method }
+}
+
+/// `tr(E M Eᵀ)` and `tr(W M Wᵀ)` of a panel, M being the identity where there are no moments.
+fn weigh_error(matrix: &Matrix, wanted: &[f32], values: &[f32]) -> (f64, f64) {
+    let off: Vec<f32> = wanted.iter().zip(values).map(|(w, v)| w - v).collect();
+    let Some(moments) = matrix.moments else { return (dot(&off, &off), dot(wanted, wanted)) };
+    let cols = matrix.cols;
+    let size = (wanted.len() / cols, cols, cols);
+    let mut seen = vec![0f32; wanted.len()];
+    add_product(size, (&off, cols), (&moments.sum, cols), (&mut seen, cols), false);
+    let lost = dot(&off, &seen);
+    add_product(size, (wanted, cols), (&moments.sum, cols), (&mut seen, cols), false);
+    (lost.max(0.0), dot(wanted, &seen))
+}

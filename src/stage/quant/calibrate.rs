@@ -1,0 +1,164 @@
+//! The calibration of a quantization: which text, how much of it, and the pass that solves every matrix on it. Formats
+//! say which weights they want solved in which grid.
+
+use serde_json::{Map, Value, json};
+
+use super::Writing;
+use crate::compress::{
+    Calibrated, CalibratedRows, MatrixReport, SequenceLimits, SolveOptions, Solver, Targets, default_calibration,
+    read_corpus, sequences, solver_named,
+};
+use crate::engine::PassProgress;
+use crate::family::OpenModel;
+use crate::fault::{Fault, Outcome};
+use crate::recipe::stages::Quant;
+use crate::recipe::{Finding, Predicted};
+use crate::stage::{Admission, Place, StageContext, predict};
+use crate::units::{Bytes, Sha};
+
+/// The key of the text.
+const CORPUS_KEY: &str = "calibrationCorpus";
+/// The name of the text that comes with the program.
+const DEFAULT: &str = "default";
+/// Memory for the sums of one round when the node's budget is not known to be larger.
+const LEAST_SUMS: Bytes = Bytes(256_000_000);
+
+/// Whether the stage measures what its layers are given.
+pub(super) fn is_calibrated(quant: &Quant) -> bool {
+    quant.calibration_corpus.is_some() || solver_named(&quant.algorithm()).is_some_and(|solver| solver.needs_moments())
+}
+
+/// Everything wrong with the stage's calibration; finds its text.
+pub(super) fn check(admission: &mut Admission<'_>, quant: &Quant, place: Place) {
+    if !is_calibrated(quant) {
+        return;
+    }
+    if quant.importance_matrix.is_some() {
+        let finding = Finding::error(place.key("importanceMatrix"), "the stage measures its layers' inputs itself");
+        admission.report(finding.hint("leave importanceMatrix out, or say algorithm rtn and no calibrationCorpus"));
+    }
+    if admission.source().is_some_and(|source| !matches!(source.tokenizer(), Ok(Some(_)))) {
+        let finding = Finding::error(place.key(CORPUS_KEY), "the source has no usable tokenizer");
+        admission.report(finding.hint("a calibration text needs the model's tokenizer; algorithm rtn does without"));
+    }
+    if let Some(name) = quant.calibration_corpus.as_deref().filter(|name| *name != DEFAULT) {
+        admission.find_text(place.key(CORPUS_KEY), name);
+    }
+}
+
+/// What the calibration of one type takes; `None` without one.
+pub(super) fn predicted(admission: &Admission<'_>, quant: &Quant, stored: u64) -> Option<Predicted> {
+    let model = admission.model().filter(|_| is_calibrated(quant))?;
+    let tokens = quant.calibration_tokens();
+    // Once to look, once to go on; solving and the sums take about as long as another.
+    let mut pass = predict::pass(model, stored, 3 * tokens, admission.node.forge.threads, false);
+    let columns = model.blocks.iter().map(|block| block.inputs().iter().map(|i| (i.columns() as u64).pow(2)).sum());
+    let sums: u64 = columns.max().unwrap_or(0);
+    pass.peak_ram = Bytes(pass.peak_ram.0 + (4 * sums).min(sums_budget(admission.node.forge.memory_budget).0));
+    Some(pass)
+}
+
+/// A quarter of the memory a pass may take.
+fn sums_budget(memory: Bytes) -> Bytes {
+    Bytes(memory.0 / 4).max(LEAST_SUMS)
+}
+
+/// A text as the layers will see it.
+pub(in crate::stage) struct Calibration {
+    sequences: Vec<Vec<u32>>,
+    corpus: String,
+    corpus_sha256: Sha,
+    solver: &'static dyn Solver,
+    by_depth: bool,
+    drift: f32,
+}
+
+impl Calibration {
+    /// The calibration of a stage; `None` when it has none.
+    pub fn of(cx: &StageContext<'_>, model: &OpenModel, quant: &Quant, place: Place) -> Outcome<Option<Self>> {
+        if !is_calibrated(quant) {
+            return Ok(None);
+        }
+        let algorithm = quant.algorithm();
+        let solver = solver_named(&algorithm).ok_or_else(|| Fault::internal(format!("plan: no solver {algorithm}")))?;
+        let (corpus, name, sha256) = match quant.calibration_corpus.as_deref() {
+            None | Some(DEFAULT) => {
+                let mix = default_calibration();
+                (mix.corpus, mix.name.to_owned(), mix.sha256)
+            }
+            Some(name) => {
+                let text = cx.text(&place.key(CORPUS_KEY))?;
+                (read_corpus(&text.path)?, name.to_owned(), text.sha256)
+            }
+        };
+        let tokenizer = model.open_tokenizer()?.ok_or_else(|| {
+            Fault::source(format!("{} has no tokenizer", model.path.display()))
+                .hint("a calibration text needs the model's tokenizer")
+        })?;
+        let limits = SequenceLimits {
+            max_length: (quant.calibration_length() as usize).min(model.spec.max_positions),
+            max_examples: None,
+            max_tokens: Some(quant.calibration_tokens()),
+        };
+        let sequences = sequences(&corpus, &tokenizer, limits, &|_| ())?;
+        let by_depth = quant.true_sequential();
+        let drift = if by_depth { 0.0 } else { quant.drift_share() as f32 };
+        Ok(Some(Calibration { sequences, corpus: name, corpus_sha256: sha256, solver, by_depth, drift }))
+    }
+
+    /// Solves the targets of one type.
+    pub fn solve(
+        &self,
+        cx: &StageContext<'_>,
+        model: &OpenModel,
+        targets: &Targets,
+        writing: &Writing<'_>,
+    ) -> Outcome<CalibratedRows> {
+        let how = Calibrated {
+            targets,
+            solver: self.solver,
+            options: SolveOptions::default(),
+            by_depth: self.by_depth,
+            drift: self.drift,
+            sums: sums_budget(cx.pass.memory_budget.unwrap_or(LEAST_SUMS)),
+        };
+        let span = writing.span.part(0.0, 0.9);
+        let report = |p: PassProgress| span.at_rate(p.fraction, self.solver.name(), Some(p.tokens_per_s));
+        let path = cx.work.join(format!("{}.rows", writing.out));
+        Ok(how.run(model, &self.sequences, &cx.pass, &path, &report)?)
+    }
+
+    /// What a result says about it.
+    pub fn details(&self) -> Map<String, Value> {
+        let tokens: usize = self.sequences.iter().map(Vec::len).sum();
+        let value = json!({
+            "algorithm": self.solver.name(),
+            "calibration": {
+                "corpus": self.corpus,
+                "sha256": self.corpus_sha256,
+                "sequences": self.sequences.len(),
+                "tokens": tokens,
+                "trueSequential": self.by_depth,
+                "driftShare": self.drift,
+            },
+        });
+        match value {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        }
+    }
+}
+
+/// Per block: the mean share of the outputs' energy that was lost, and where most was.
+pub(super) fn by_layer(model: &OpenModel, matrices: &[MatrixReport]) -> Value {
+    let layer = |block: &crate::family::BlockSpec| {
+        let inputs = block.inputs();
+        let of_block: Vec<&MatrixReport> =
+            matrices.iter().filter(|m| inputs.iter().any(|input| input.feeds(&m.weight))).collect();
+        let worst = of_block.iter().max_by(|a, b| a.error.total_cmp(&b.error))?;
+        let mean = of_block.iter().map(|m| m.error).sum::<f64>() / of_block.len() as f64;
+        let notes: Vec<&str> = of_block.iter().map(|m| m.method.as_str()).filter(|m| m.contains(';')).take(4).collect();
+        Some(json!({ "layer": block.index, "meanError": mean, "worst": worst, "notes": notes }))
+    };
+    model.spec.blocks.iter().filter_map(layer).collect()
+}

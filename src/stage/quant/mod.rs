@@ -1,0 +1,257 @@
+//! `quant`: writes the current model in fewer bits, once per type, and reads every output back.
+//!
+//! A file format is one file here and one line in [`FORMATS`]; what they share, the order of work and the gates, is in
+//! this file.
+
+use std::path::Path;
+use std::time::Instant;
+
+use super::{Admission, Artifact, Place, PlannedArtifact, Product, Span, Stage, StageContext, predict};
+use crate::compress::MatrixReport;
+use crate::family::{Family, OpenModel};
+use crate::fault::{Fault, Outcome};
+use crate::gate::{self, ScoreLimit};
+use crate::model::FileHash;
+use crate::recipe::stages;
+use crate::recipe::{Finding, PlannedStage, QuantCapability, StageSpec};
+
+pub(super) struct Quant;
+
+/// A format the stage writes.
+pub(super) trait Format: Sync {
+    /// The value of the stage's `format` key.
+    fn name(&self) -> &'static str;
+
+    /// The types it writes, as `quantTypes` names them.
+    fn types(&self) -> Vec<&'static str>;
+
+    /// Whether it can hold models of this family.
+    fn holds(&self, family: &dyn Family) -> bool;
+
+    /// How much worse than its parent an output may score; `None`: for the recipe's criteria to say.
+    fn score_limit(&self) -> Option<ScoreLimit> {
+        Some(ScoreLimit::QUANT)
+    }
+
+    /// Where the output of one type goes and what it will take; everything wrong with it is reported. `None` when it
+    /// cannot be planned, which is a finding.
+    fn plan(&self, admission: &mut Admission<'_>, type_name: &str, request: &Request<'_>) -> Option<Draft>;
+
+    /// Writes the output of one type at `out`.
+    fn write(
+        &self,
+        cx: &StageContext<'_>,
+        model: &OpenModel,
+        type_name: &str,
+        request: &Writing<'_>,
+    ) -> Outcome<Written>;
+}
+
+mod calibrate;
+
+crate::registry! {
+    /// Every format this build quantizes to.
+    pub(super) FORMATS: dyn Format {
+        gguf => Gguf,
+        frontier => Frontier,
+        safetensors => Safetensors,
+    }
+}
+
+/// What a format is asked to plan.
+pub(super) struct Request<'a> {
+    pub quant: &'a stages::Quant,
+    pub place: Place,
+    /// The key of the type: where its findings belong.
+    pub key: String,
+}
+
+/// What a format will write.
+pub(super) struct Draft {
+    /// The type's own spelling.
+    pub name: String,
+    /// Relative to the work folder: a file or a directory.
+    pub out: String,
+    pub bytes: u64,
+}
+
+/// What a format is asked to write.
+pub(super) struct Writing<'a> {
+    pub quant: &'a stages::Quant,
+    pub place: Place,
+    /// Relative to the work folder.
+    pub out: &'a str,
+    /// What the layers' inputs are measured on, where they are.
+    pub calibration: Option<&'a calibrate::Calibration>,
+    pub span: Span<'a>,
+}
+
+/// What a format has written.
+#[derive(Default)]
+pub(super) struct Written {
+    /// Every file, relative to the work folder, with its size and hash.
+    pub files: Vec<(String, FileHash)>,
+    /// The other files of a directory, whose hashes are taken when the stage is done.
+    pub side_files: Vec<String>,
+    /// The type's own spelling.
+    pub dtype: String,
+    /// Bytes of all weight files.
+    pub bytes: u64,
+    pub types: Vec<super::TypeShare>,
+    pub fallbacks: Vec<super::TensorFallback>,
+    pub warnings: Vec<String>,
+    /// The output packed, relative to the work folder.
+    pub archive: Option<String>,
+    /// What the format itself has found out about its output.
+    pub evidence: Vec<gate::Evidence>,
+    /// How calibrated matrices came out.
+    pub matrices: Vec<MatrixReport>,
+}
+
+/// What this build can quantize to, as the recipe checks read it.
+pub(super) fn capabilities(families: &[&dyn Family]) -> Vec<QuantCapability> {
+    let capability = |format: &&dyn Format| QuantCapability {
+        format: format.name().to_owned(),
+        types: format.types().into_iter().map(str::to_owned).collect(),
+        architectures: families
+            .iter()
+            .filter(|family| format.holds(**family))
+            .flat_map(|family| family.model_types())
+            .map(|&name| name.to_owned())
+            .collect(),
+    };
+    FORMATS.iter().map(capability).collect()
+}
+
+fn format_named(name: &str) -> Option<&'static dyn Format> {
+    FORMATS.iter().copied().find(|format| format.name() == name)
+}
+
+impl Stage for Quant {
+    fn type_name(&self) -> &'static str {
+        "quant"
+    }
+
+    fn summary(&self) -> &'static str {
+        "write the model in fewer bits: GGUF in llama.cpp's mixes, directories of compressed-tensors, bf16 or f16"
+    }
+
+    fn plan(&self, admission: &mut Admission<'_>, spec: &StageSpec, place: Place) -> PlannedStage {
+        let StageSpec::Quant(quant) = spec else { return place.planned(spec) };
+        let mut planned = place.planned(spec);
+        planned.title = format!("quantize to {} {}", quant.format.as_str(), quant.quant_types.join(", "));
+        let Some(format) = format_named(quant.format.as_str()) else { return planned };
+        if quant.quant_types.is_empty() {
+            let finding = Finding::error(place.key("quantTypes"), "names no type");
+            admission.report(finding.hint(format!("name at least one of {}", format.types().join(", "))));
+        }
+        calibrate::check(admission, quant, place);
+        let stored: u64 = admission.source().map_or(0, |s| s.stored.metas().iter().map(|m| m.bytes).sum());
+        for (i, name) in quant.quant_types.iter().enumerate() {
+            // An unknown type is a finding of the recipe's own checks.
+            if !format.types().iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                continue;
+            }
+            let key = place.key(&format!("quantTypes[{i}]"));
+            let written = |a: &PlannedArtifact| a.format == format.name() && a.name.eq_ignore_ascii_case(name);
+            if admission.artifacts.iter().any(written) {
+                admission.report(Finding::error(key, format!("{name} is written already")).hint("name each type once"));
+                continue;
+            }
+            // Without a source, which is a finding already, later stages may still count on this output.
+            let draft = format.plan(admission, name, &Request { quant, place, key });
+            let (name, bytes) = draft.as_ref().map_or((name.clone(), 0), |draft| (draft.name.clone(), draft.bytes));
+            planned.outputs.extend(draft.map(|draft| draft.out));
+            planned.predicted = planned.predicted.then(predict::quant(stored, bytes));
+            if let Some(pass) = calibrate::predicted(admission, quant, stored) {
+                planned.predicted = planned.predicted.then(pass);
+            }
+            admission.artifacts.push(PlannedArtifact { format: format.name(), name, bytes });
+        }
+        planned
+    }
+
+    fn run(&self, cx: &StageContext<'_>, planned: &PlannedStage, span: Span<'_>) -> Outcome<Product> {
+        let StageSpec::Quant(quant) = cx.spec(planned)? else { return Err(Fault::internal("plan: this is no quant")) };
+        let format = format_named(quant.format.as_str())
+            .ok_or_else(|| Fault::internal(format!("plan: no format {}", quant.format)))?;
+        let (model, place) = (cx.open_model()?, Place(planned.index));
+        let calibration = calibrate::Calibration::of(cx, &model, &quant, place)?;
+        let mut product = Product::default();
+        let mut layers = serde_json::Map::new();
+        let types = quant.quant_types.len();
+        for (i, (name, out)) in quant.quant_types.iter().zip(&planned.outputs).enumerate() {
+            let each = span.part(i as f64 / types as f64, (i + 1) as f64 / types as f64);
+            let writing =
+                Writing { quant: &quant, place, out, calibration: calibration.as_ref(), span: each.part(0.0, 0.8) };
+            let written = format.write(cx, &model, name, &writing)?;
+            let gate = Instant::now();
+            let (artifact, evidence) = inspect(cx, &model, (format, out), &written, each.part(0.8, 1.0))?;
+            product.gate_s += gate.elapsed().as_secs_f64();
+            product.artifacts.push(artifact);
+            product.evidence.extend(evidence);
+            product.evidence.extend(written.evidence);
+            product.warnings.extend(written.warnings);
+            layers.insert(written.dtype.clone(), calibrate::by_layer(&model, &written.matrices));
+            for (file, hash) in written.files {
+                product.known_hashes.insert(file.clone().into(), hash.sha256);
+                product.files.push(file.into());
+            }
+            product.files.extend(written.side_files.into_iter().map(Into::into));
+        }
+        let size = |a: &Artifact| {
+            format!("{} {} ({:.2} bits per weight)", a.dtype, crate::units::Bytes(a.bytes), a.bits_per_weight)
+        };
+        let sizes: Vec<String> = product.artifacts.iter().map(size).collect();
+        product.summary = Some(sizes.join(", "));
+        if let Some(calibration) = calibration {
+            product.details = calibration.details();
+            product.details.insert("layers".into(), layers.into());
+        }
+        Ok(product)
+    }
+}
+
+/// `<recipe name>-Q8_0`; what a file name cannot hold becomes a dash.
+fn out_name(recipe: &str, type_name: &str) -> String {
+    let safe: String =
+        recipe.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect();
+    format!("{}-{type_name}", safe.trim_start_matches('.'))
+}
+
+/// The gates of a quantized model: it reads back as the model it was made from, splits text as it does, and scores.
+fn inspect(
+    cx: &StageContext<'_>,
+    model: &OpenModel,
+    (format, out): (&'static dyn Format, &str),
+    written: &Written,
+    span: Span<'_>,
+) -> Outcome<(Artifact, Vec<gate::Evidence>)> {
+    let (child, reloaded) = gate::reopen(&cx.work.join(out), out, &model.spec)?;
+    let mut evidence = vec![reloaded];
+    let tokens = cx.gate_tokens(model)?;
+    if let Some(text) = cx.gate_text()? {
+        evidence.extend(gate::same_tokens(model, &child, &text, out)?);
+    }
+    let parent_score = cx.short_score(model, &tokens, span.part(0.0, 0.5))?;
+    let child_score = cx.short_score(&child, &tokens, span.part(0.5, 1.0))?;
+    evidence.push(match format.score_limit() {
+        Some(limit) => gate::judge_score(out, parent_score, child_score, tokens.len(), limit)?,
+        None => gate::compare_score(out, parent_score, child_score, tokens.len())?.0,
+    });
+    let parameters = child.spec.parameters();
+    let artifact = Artifact {
+        path: Path::new(out).to_owned(),
+        format: format.name().to_owned(),
+        dtype: written.dtype.clone(),
+        bytes: written.bytes,
+        parameters,
+        active_parameters: child.spec.active_parameters(),
+        bits_per_weight: 8.0 * written.bytes as f64 / parameters.max(1) as f64,
+        archive: written.archive.clone().map(Into::into),
+        quantized: true,
+        types: written.types.clone(),
+        fallbacks: written.fallbacks.clone(),
+    };
+    Ok((artifact, evidence))
+}
