@@ -248,6 +248,32 @@ impl Rungs {
         }
     }
 
+    /// The code of the level nearest to a place among the levels, before step and offset.
+    #[inline(always)]
+    pub fn nearest_place(&self, place: f32) -> u8 {
+        match self.table {
+            Table::Whole(low, high) => super::lanes::byte(round(within(place, low, high)) - low),
+            Table::Uneven(levels) => levels.windows(2).filter(|pair| place >= (pair[0] + pair[1]) * 0.5).count() as u8,
+        }
+    }
+
+    /// The place nearest to that of `value` whose nearest level is the one of `code`.
+    pub fn place_within(&self, code: u8, value: f32) -> f32 {
+        let level = self.level(code);
+        // Not on the border itself.
+        const INSIDE: f32 = 0.49;
+        let last = self.table.count() as u8 - 1;
+        let below = if code > 0 { level - self.level(code - 1) } else { 1.0 };
+        let above = if code < last { self.level(code + 1) - level } else { 1.0 };
+        within((value - self.offset) * self.inverse, level - INSIDE * below, level + INSIDE * above)
+    }
+
+    /// The lowest and the highest place that make a difference: half a level beyond the last ones.
+    pub fn reach(&self) -> (f32, f32) {
+        let last = self.table.count() as u8 - 1;
+        (self.level(0) - 0.5, self.level(last) + 0.5)
+    }
+
     /// The level of a code, before step and offset.
     #[inline(always)]
     pub fn level(&self, code: u8) -> f32 {

@@ -9,10 +9,11 @@ use serde::Serialize;
 
 use super::encoded::{EncodedRows, EncodedWriter};
 use super::solve::{Matrix, Moments, SolveOptions, Solver, make_up_for_drift};
+use super::tuning::{Tunable, TuneOptions, tune};
 use super::{CompressError, QuantPlan};
 use crate::codec::{Grid, grid_for};
 use crate::engine::{
-    InputSum, PassOptions, PassProgress, RewritePlan, RewriteReport, Rewriter, predict_rewriting, run_rewriting,
+    InputSum, PassOptions, PassProgress, RewritePlan, RewriteReport, Rewriter, Tune, predict_rewriting, run_rewriting,
 };
 use crate::family::{BlockSpec, LinearSpec, OpenModel};
 use crate::model::{Dtype, TensorSource};
@@ -56,6 +57,10 @@ pub struct Calibrated<'a> {
     /// How much of what the inputs have drifted from those of the model as it was each layer makes up for: 0 (it keeps its
     /// own function) to 1 (it aims at the output it had). Not together with `by_depth`.
     pub drift: f32,
+    /// How blocks are tuned, by solvers that do.
+    pub tuning: TuneOptions,
+    /// The embedding as it will be, `[vocabulary, hidden]`, where the blocks are to be solved on what it makes of tokens.
+    pub embedding: Option<&'a [f32]>,
     /// Memory for the sums of one round, at most (one input's sum is taken in any case).
     pub sums: Bytes,
 }
@@ -111,7 +116,11 @@ impl Calibrated<'_> {
 
     /// How [`Calibrated::run`] would lie in memory; nothing is read but headers.
     pub fn predict(&self, model: &OpenModel, tokens: usize, longest: usize, options: &PassOptions) -> RewritePlan {
-        predict_rewriting(model, tokens, longest, options, &|block| self.rounds(block), self.drift > 0.0)
+        predict_rewriting(model, tokens, longest, options, &|block| self.rounds(block), self.follows_original())
+    }
+
+    fn follows_original(&self) -> bool {
+        self.drift > 0.0 || self.solver.tunes_blocks()
     }
 
     /// Solves every target on the inputs it meets when `sequences` run through the model as compressed so far. The rows
@@ -129,7 +138,7 @@ impl Calibrated<'_> {
     ) -> Result<CalibratedRows, CompressError> {
         let writer = EncodedWriter::create(path)?;
         let source = model.tensors.as_ref();
-        let mut solving = Solving { how: self, source, writer, matrices: Vec::new() };
+        let mut solving = Solving { how: self, source, writer, matrices: Vec::new(), solved: Vec::new() };
         let pass = run_rewriting(model, sequences, options, &mut solving, progress)?;
         Ok(CalibratedRows { rows: solving.writer.finish()?, matrices: solving.matrices, pass })
     }
@@ -140,6 +149,8 @@ struct Solving<'a> {
     source: &'a dyn TensorSource,
     writer: EncodedWriter,
     matrices: Vec<MatrixReport>,
+    /// Matrices of the block under way that are still to be tuned, and their stored rows.
+    solved: Vec<(Tunable, Vec<u8>)>,
 }
 
 impl Solving<'_> {
@@ -161,8 +172,8 @@ impl Solving<'_> {
         let none = Moments::new(layer.cols);
         let moments = moments.or(self.how.solver.needs_moments().then_some(&none));
         let matrix = Matrix { name, values: &values, rows: layer.rows, cols: layer.cols, grid, moments };
-        let solved = self.how.solver.solve(&matrix, &self.how.options)?;
-        self.writer.put(name, target.dtype, &solved.bytes)?;
+        let options = SolveOptions { keep_codes: self.how.solver.tunes_blocks(), ..self.how.options };
+        let solved = self.how.solver.solve(&matrix, &options)?;
         self.matrices.push(MatrixReport {
             weight: name.to_owned(),
             grid: grid.name(),
@@ -170,6 +181,13 @@ impl Solving<'_> {
             error: solved.error,
             method: solved.method.to_string(),
         });
+        match solved.coded {
+            None => self.writer.put(&layer.weight, target.dtype, &solved.bytes)?,
+            Some(coded) => {
+                let (weight, grid, cols) = (layer.weight.clone(), target.grid.clone(), layer.cols);
+                self.solved.push((Tunable { weight, grid, wanted: values, cols, coded }, solved.bytes));
+            }
+        }
         Ok(solved.values)
     }
 }
@@ -181,8 +199,42 @@ impl Rewriter for Solving<'_> {
         self.how.rounds(block)
     }
 
+    fn embedding(&mut self) -> Option<Vec<f32>> {
+        self.how.embedding.map(<[f32]>::to_vec)
+    }
+
     fn follows_original(&self) -> bool {
-        self.how.drift > 0.0
+        self.how.follows_original()
+    }
+
+    fn tuned(&self, _block: &BlockSpec) -> Vec<String> {
+        self.solved.iter().map(|(matrix, _)| matrix.weight.clone()).collect()
+    }
+
+    fn tune(&mut self, _block: &BlockSpec, tuning: &mut dyn Tune) -> Result<Vec<(String, Vec<f32>)>, CompressError> {
+        let mut stored: HashMap<String, Vec<u8>> = HashMap::new();
+        let mut matrices = Vec::new();
+        for (matrix, bytes) in self.solved.drain(..) {
+            stored.insert(matrix.weight.clone(), bytes);
+            matrices.push(matrix);
+        }
+        let names: Vec<String> = matrices.iter().map(|matrix| matrix.weight.clone()).collect();
+        let tuned = tune(matrices, self.how.tuning, tuning)?;
+        let note = format!("; block error {:.5} tuned to {:.5}", tuned.before, tuned.after);
+        let mut values = Vec::new();
+        let mut moved = tuned.matrices;
+        for name in names {
+            let (bytes, moved) = match moved.remove(&name) {
+                Some((bytes, values)) => (bytes, Some(values)),
+                None => (stored.remove(&name).unwrap_or_default(), None),
+            };
+            self.writer.put(&name, self.how.targets[&name].dtype, &bytes)?;
+            if let Some(report) = self.matrices.iter_mut().rfind(|report| report.weight == name) {
+                report.method.push_str(&note);
+            }
+            values.extend(moved.map(|moved| (name, moved)));
+        }
+        Ok(values)
     }
 
     fn rewrite(

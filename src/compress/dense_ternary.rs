@@ -19,6 +19,8 @@ use crate::model::{DeclaredTensor, SafetensorsWriter, WrittenModel};
 
 /// Bits of an f16's mantissa.
 pub const F16_MANTISSA: u32 = 10;
+/// How often a token that a calibration does not hold counts as seen.
+const UNSEEN: f32 = 0.1;
 /// Largest code of a rescued weight.
 const MOST: f32 = 7.0;
 
@@ -26,7 +28,7 @@ const MOST: f32 = 7.0;
 pub struct DenseTernary<'a> {
     model: &'a OpenModel,
     /// Matrices solved on their inputs.
-    solved: Option<EncodedRows>,
+    pub solved: Option<EncodedRows>,
     /// The others, rounded.
     rounded: EncodedRows,
     /// Every row of every ternary matrix, the one that gains most by a rescue first.
@@ -68,11 +70,14 @@ fn kept_dense(model: &OpenModel) -> HashSet<String> {
 }
 
 impl<'a> DenseTernary<'a> {
-    /// Rounds what is not solved; its codes lie in a file at `path` until the result is dropped.
+    /// Rounds every matrix, or with `counts` (how often each token occurs in a calibration) those of the vocabulary only:
+    /// the layers of the blocks are then to be solved ([`DenseTernary::solved`]) and stay ternary, for what is solved on
+    /// its inputs loses when some of its rows are exchanged afterwards. Codes lie in a file at `path` until the result is
+    /// dropped.
     ///
     /// # Errors
     /// A matrix that cannot be read or holds a value that is not finite; a full disk.
-    pub fn new(model: &'a OpenModel, solved: Option<EncodedRows>, path: &Path) -> Result<Self, CompressError> {
+    pub fn new(model: &'a OpenModel, counts: Option<Vec<u64>>, path: &Path) -> Result<Self, CompressError> {
         let (kept, grid) = (kept_dense(model), IntGrid::ternary(usize::MAX));
         let solver = solver_named("rtn").ok_or_else(|| CompressError::Refused {
             what: "ternary",
@@ -80,34 +85,43 @@ impl<'a> DenseTernary<'a> {
             hint: "report this",
         })?;
         let mut writer = EncodedWriter::create(path)?;
+        let solved = if counts.is_some() { ternary_targets(model) } else { Targets::new() };
         let (mut rows, mut weights, mut values) = (Vec::new(), 0, Vec::new());
         for tensor in model.spec.tensors().into_iter().filter(|tensor| !kept.contains(&tensor.name)) {
             let (name, cols) = (tensor.name, tensor.shape[1]);
+            weights += tensor.shape.iter().product::<usize>() as u64;
+            if solved.contains_key(&name) {
+                continue;
+            }
             model.tensors.read_f32(&name, &mut values)?;
             model.tensors.release(&name);
-            let made;
-            let codes = match solved.as_ref().and_then(|solved| solved.rows(&name)) {
-                Some(codes) => codes,
-                None => {
-                    let matrix = Matrix {
-                        name: &name,
-                        values: &values,
-                        rows: tensor.shape[0],
-                        cols,
-                        grid: &grid,
-                        moments: None,
-                    };
-                    made = solver.solve(&matrix, &SolveOptions::default())?.bytes;
-                    writer.put(&name, None, &made)?;
-                    &made
-                }
-            };
-            weights += values.len() as u64;
-            rows.extend(gains(&name, &values, codes, cols));
+            let matrix =
+                Matrix { name: &name, values: &values, rows: tensor.shape[0], cols, grid: &grid, moments: None };
+            let codes = solver.solve(&matrix, &SolveOptions::default())?.bytes;
+            writer.put(&name, None, &codes)?;
+            let mut gains = gains(&name, &values, &codes, cols);
+            // What a row of the vocabulary loses is lost as often as its token occurs.
+            if let Some(counts) = counts.as_ref().filter(|_| matches!(tensor.role, Role::Embed | Role::Head)) {
+                gains.iter_mut().zip(counts).for_each(|(row, count)| row.gain *= *count as f32 + UNSEEN);
+            }
+            rows.extend(gains);
         }
         // Of equal gains the earlier row goes first: the sort is stable.
         rows.sort_by(|a, b| b.gain.total_cmp(&a.gain));
-        Ok(DenseTernary { model, solved, rounded: writer.finish()?, rows, weights })
+        Ok(DenseTernary { model, solved: None, rounded: writer.finish()?, rows, weights })
+    }
+
+    /// The embedding with so many bits of mantissa in its scales, and up to this share of the model's weights rescued.
+    ///
+    /// # Errors
+    /// The embedding cannot be read.
+    pub fn embedding(&self, mantissa: u32, rescued: f64) -> Result<Vec<f32>, CompressError> {
+        let name = &self.model.spec.embed;
+        let mut values = Vec::new();
+        self.model.tensors.read_f32(name, &mut values)?;
+        self.model.tensors.release(name);
+        self.make_ternary(name, self.model.spec.hidden, &mut values, mantissa, &self.rescued(rescued));
+        Ok(values)
     }
 
     /// The rows whose rescue saves most squared error per weight, up to a share of the weights.
@@ -129,7 +143,7 @@ impl<'a> DenseTernary<'a> {
     /// # Errors
     /// A value that f16 cannot hold; a full disk.
     pub fn write(&self, folder: &Path, mantissa: u32, rescued: &RescuedRows) -> Result<WrittenModel, CompressError> {
-        let (kept, grid) = (kept_dense(self.model), IntGrid::ternary(usize::MAX));
+        let kept = kept_dense(self.model);
         let tensors = self.model.spec.tensors();
         let declared = tensors.iter().map(|t| DeclaredTensor::new(&t.name, Dtype::F16, t.shape.clone())).collect();
         let mut writer = SafetensorsWriter::create(folder, declared, u64::MAX)?;
@@ -139,17 +153,7 @@ impl<'a> DenseTernary<'a> {
             self.model.tensors.read_f32(name, &mut values)?;
             self.model.tensors.release(name);
             if !kept.contains(name) {
-                let cols = tensor.shape[1];
-                let codes = self.codes(name).unwrap_or_default();
-                let row_bytes = grid.row_bytes(cols).unwrap_or(1);
-                let rows = values.par_chunks_mut(cols).zip(codes.par_chunks(row_bytes)).enumerate();
-                rows.for_each(|(row, (values, codes))| match rescued.rows.contains(&(name.clone(), row)) {
-                    true => rescue(values, mantissa),
-                    false => {
-                        grid.unpack(codes, values);
-                        round_scale(values, mantissa);
-                    }
-                });
+                self.make_ternary(name, tensor.shape[1], &mut values, mantissa, rescued);
             }
             let bytes: Vec<u8> = values.iter().flat_map(|&value| stored(value).to_le_bytes()).collect();
             if let Some(value) = values.iter().find(|value| !stored(**value).is_finite()) {
@@ -159,6 +163,21 @@ impl<'a> DenseTernary<'a> {
             writer.tensor(name, &bytes)?;
         }
         Ok(writer.finish()?)
+    }
+
+    /// Turns the values of a matrix into those it is stored with.
+    fn make_ternary(&self, name: &str, cols: usize, values: &mut [f32], mantissa: u32, rescued: &RescuedRows) {
+        let grid = IntGrid::ternary(usize::MAX);
+        let codes = self.codes(name).unwrap_or_default();
+        let row_bytes = grid.row_bytes(cols).unwrap_or(1);
+        let rows = values.par_chunks_mut(cols).zip(codes.par_chunks(row_bytes)).enumerate();
+        rows.for_each(|(row, (values, codes))| match rescued.rows.contains(&(name.to_owned(), row)) {
+            true => rescue(values, mantissa),
+            false => {
+                grid.unpack(codes, values);
+                round_scale(values, mantissa);
+            }
+        });
     }
 
     fn codes(&self, name: &str) -> Option<&[u8]> {

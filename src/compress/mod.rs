@@ -25,6 +25,7 @@ mod quant_mix;
 mod router_kd;
 mod selection;
 mod solve;
+mod tuning;
 mod weight_scores;
 
 use std::path::{Path, PathBuf};
@@ -57,6 +58,7 @@ pub use quant_mix::{QUANT_MIXES, QUANT_TYPES, QuantMix, quant_mix};
 pub use router_kd::{KD_TOKENS, Recalibration, recalibrate};
 pub use selection::{Groups, Kept, Top, choose_experts, groups, keep_top, survivors};
 pub use solve::{Matrix, Method, Moments, Order, SOLVERS, SolveOptions, Solved, Solver, solver_named};
+pub use tuning::TuneOptions;
 
 /// Called with the bytes finished so far; the caller knows the total from the plan.
 pub type ByteProgress<'a> = &'a (dyn Fn(u64) + Sync);

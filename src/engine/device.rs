@@ -4,6 +4,8 @@
 //! compute type (bf16 on a GPU, f32 on a CPU).
 
 mod delta;
+mod gradients;
+mod learned;
 
 use std::ops::Range;
 
@@ -15,7 +17,10 @@ use super::backend::{
     AttentionShape, Backend, ChunkScore, DecayInput, DeltaShape, RopeTable, Rotation, RowSizes, positions,
 };
 use super::batch::Batch;
-use crate::family::{Activation, Pairing};
+use crate::family::{Activation, LinearSpec, Pairing};
+use crate::model::TensorSource;
+
+pub use learned::Learned;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -26,6 +31,8 @@ const QUERY_CHUNK: usize = 1024;
 pub struct OnDevice {
     device: Device,
     compute: DType,
+    /// Weights whose gradients are wanted: then only operations that have one are used.
+    learned: Option<Learned>,
 }
 
 /// Cosines and sines `[positions, half]` on the device.
@@ -39,7 +46,32 @@ impl OnDevice {
     /// Products in bf16 on a GPU and in f32 on a CPU.
     pub fn new(device: &Device) -> Self {
         let compute = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-        OnDevice { device: device.clone(), compute }
+        OnDevice { device: device.clone(), compute, learned: None }
+    }
+
+    /// The same for a block that is loaded to learn: gradients of the weights named can be asked for.
+    pub fn learning(device: &Device, weights: impl IntoIterator<Item = String>) -> Self {
+        OnDevice { learned: Some(Learned::new(weights)), ..OnDevice::new(device) }
+    }
+
+    /// The weights that learn, once loaded.
+    pub fn learned(&self) -> Option<&Learned> {
+        self.learned.as_ref()
+    }
+
+    fn softmax(&self, scores: &Tensor) -> candle_core::Result<Tensor> {
+        match self.learned {
+            Some(_) => gradients::softmax(scores),
+            None => candle_nn::ops::softmax_last_dim(scores),
+        }
+    }
+
+    /// Over the root mean square of the last dimension, times the gain.
+    fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f64) -> candle_core::Result<Tensor> {
+        match self.learned {
+            Some(_) => gradients::rms_norm(x, gain, eps),
+            None => candle_nn::ops::rms_norm(x, gain, eps as f32),
+        }
     }
 
     fn name(&self) -> &'static str {
@@ -50,7 +82,7 @@ impl OnDevice {
         }
     }
 
-    fn run<T>(&self, work: impl FnOnce() -> candle_core::Result<T>) -> Result<T> {
+    pub(super) fn run<T>(&self, work: impl FnOnce() -> candle_core::Result<T>) -> Result<T> {
         work().map_err(|source| EngineError::Compute { device: self.name(), source })
     }
 
@@ -84,10 +116,10 @@ impl OnDevice {
             let scores = scores.reshape((count, kv_heads * group, rows, seen))?;
             let scores = scores.broadcast_add(&self.mask(shape, start, rows, seen)?)?;
             let weights = match sinks {
-                None => candle_nn::ops::softmax_last_dim(&scores)?,
+                None => self.softmax(&scores)?,
                 Some(sinks) => {
                     let sinks = sinks.reshape((1, shape.heads, 1, 1))?.broadcast_as((count, shape.heads, rows, 1))?;
-                    let weights = candle_nn::ops::softmax_last_dim(&Tensor::cat(&[&scores, &sinks.contiguous()?], 3)?)?;
+                    let weights = self.softmax(&Tensor::cat(&[&scores, &sinks.contiguous()?], 3)?)?;
                     weights.narrow(3, 0, seen)?.contiguous()?
                 }
             };
@@ -120,6 +152,20 @@ impl Backend for OnDevice {
 
     fn weight_bytes(&self, rows: usize, cols: usize, _exact: bool) -> u64 {
         (rows * cols * self.compute.size_in_bytes()) as u64
+    }
+
+    fn load_weight(&self, source: &dyn TensorSource, linear: &LinearSpec) -> Result<Tensor> {
+        match self.learned.as_ref().filter(|learned| learned.wants(&linear.weight)) {
+            Some(learned) => {
+                let mut values = Vec::new();
+                source.read_f32(&linear.weight, &mut values)?;
+                self.run(|| {
+                    let weight = Tensor::from_vec(values, (linear.rows, linear.cols), &self.device)?;
+                    learned.add(&linear.weight, &weight)
+                })
+            }
+            None => self.load_weight_rows(source, &linear.weight, 0..linear.rows, linear.cols),
+        }
     }
 
     fn make_weight_from_bf16(&self, bytes: &[u8], rows: usize, cols: usize) -> Result<Tensor> {
@@ -178,7 +224,11 @@ impl Backend for OnDevice {
             };
             let x = x.to_dtype(self.compute)?;
             let product = |(weight, bias): (&Tensor, Option<&Tensor>)| {
-                let y = x.matmul(&weight.t()?)?.to_dtype(DType::F32)?;
+                let y = match self.learned {
+                    Some(_) => gradients::product(&x, &weight.to_dtype(self.compute)?)?,
+                    None => x.matmul(&weight.t()?)?,
+                };
+                let y = y.to_dtype(DType::F32)?;
                 match bias {
                     Some(bias) => y.broadcast_add(bias),
                     None => Ok(y),
@@ -193,7 +243,7 @@ impl Backend for OnDevice {
         self.run(|| {
             let (rows, columns) = x.dims2()?;
             let runs = x.contiguous()?.reshape((rows * columns / gain.elem_count(), gain.elem_count()))?;
-            candle_nn::ops::rms_norm(&runs, gain, eps as f32)?.reshape((rows, columns))
+            self.rms_norm(&runs, gain, eps)?.reshape((rows, columns))
         })
     }
 
@@ -212,7 +262,7 @@ impl Backend for OnDevice {
             let (width, half) = (columns / heads, rope.cos.dim(1)?);
             let mut x = x.reshape((rows, heads, width))?;
             if let Some((gain, eps)) = head_norm {
-                x = candle_nn::ops::rms_norm(&x.contiguous()?, gain, eps as f32)?;
+                x = self.rms_norm(&x.contiguous()?, gain, eps)?;
             }
             let positions = self.ids(&positions(batch))?;
             let pairs = x.narrow(2, first, 2 * half)?.contiguous()?;
@@ -297,6 +347,7 @@ impl Backend for OnDevice {
 
     fn activate(&self, gate: Tensor, up: Tensor, activation: Activation) -> Result<Tensor> {
         self.run(|| match activation {
+            Activation::Silu if self.learned.is_some() => gradients::silu_times(&gate, &up),
             Activation::Silu => gate.silu()? * up,
             Activation::ClampedSwiglu { alpha, limit } => {
                 let gate = gate.minimum(limit)?;

@@ -314,7 +314,7 @@ pub(super) fn not_finite<'n>(
 }
 
 /// Cosines and sines of every position up to `positions`, the attention factor included.
-fn rope_table(rope: &RopeSpec, positions: usize) -> RopeTable {
+pub(super) fn rope_table(rope: &RopeSpec, positions: usize) -> RopeTable {
     let (frequencies, factor) = (rope.inverse_frequencies(), rope.attention_factor());
     let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
     let (cos, sin) = angles.map(|angle| ((angle.cos() * factor) as f32, (angle.sin() * factor) as f32)).unzip();

@@ -14,6 +14,7 @@ use super::host::Host;
 use super::memory::{self, MemoryPlan};
 use super::overlay::Overlay;
 use super::pass::{Pass, PassOptions, PassProgress, check_sequences};
+use super::tune::{Tune, Tuning};
 use super::variant::{Run, runs};
 use super::watch::{InputSum, Watch};
 use crate::family::{BlockSpec, OpenModel};
@@ -45,6 +46,25 @@ pub trait Rewriter {
         round: &[String],
         inputs: Vec<InputSum>,
     ) -> Result<Vec<(String, Vec<f32>)>, Self::Error>;
+
+    /// The embedding as changed, where it is: what goes into the first block then is made of these values.
+    fn embedding(&mut self) -> Option<Vec<f32>> {
+        None
+    }
+
+    /// Weights of the block that [`Rewriter::tune`] moves once all rounds are done; where there are none it is not asked.
+    /// Only for a pass that follows the original, whose outputs are what a block is tuned to.
+    fn tuned(&self, _block: &BlockSpec) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// New values of those weights.
+    ///
+    /// # Errors
+    /// As [`Rewriter::rewrite`].
+    fn tune(&mut self, _block: &BlockSpec, _tuning: &mut dyn Tune) -> Result<Vec<(String, Vec<f32>)>, Self::Error> {
+        Ok(Vec::new())
+    }
 }
 
 /// What a rewriting pass took.
@@ -140,13 +160,21 @@ fn run<B: Backend, R: Rewriter>(
     let batch_rows = plan.pass.batch_rows / (1 + usize::from(follows));
     let runs = runs(batches(&lengths, batch_rows.max(1), class), 0);
     let ropes = pass.ropes(&runs)?;
-    let mut hidden = pass.embed(&runs, &plan.pass)?;
+    let mut overlay = Overlay::new(pass.source);
+    if let Some(values) = rewriter.embedding() {
+        overlay.replace(&pass.spec.embed, values).map_err(EngineError::from)?;
+    }
+    let mut hidden = Pass { source: &overlay, ..*pass }.embed(&runs, &plan.pass)?;
+    overlay.clear();
     let mut original = if follows { Some(pass.embed(&runs, &plan.pass)?) } else { None };
     let expert_work = AtomicU64::new(0);
     let of_blocks = pass.spec.blocks.len();
-    let mut overlay = Overlay::new(pass.source);
     for block in &pass.spec.blocks {
-        let rounds = rewriter.rounds(block);
+        let mut rounds = rewriter.rounds(block);
+        if rounds.is_empty() && follows {
+            // The model as it was goes through every block.
+            rounds.push(Vec::new());
+        }
         let steps = (rounds.len() + 1) as f64;
         let report = |step: usize, share: f64| {
             let fraction = (block.index as f64 + (step as f64 + share) / steps) / of_blocks as f64;
@@ -184,6 +212,15 @@ fn run<B: Backend, R: Rewriter>(
             drop(loaded);
             super::pool::drain();
             for (name, values) in rewriter.rewrite(block, round, watch.into_sums())? {
+                overlay.replace(&name, values).map_err(EngineError::from)?;
+            }
+        }
+        let tuned = rewriter.tuned(block);
+        if let Some(original) = original.as_ref().filter(|_| !tuned.is_empty()) {
+            let device = (pass.backend, &pass.options.device);
+            let learning = (block, &overlay as &dyn TensorSource, tuned);
+            let mut tuning = Tuning::new(device, pass.spec, learning, &runs, (&hidden, original))?;
+            for (name, values) in rewriter.tune(block, &mut tuning)? {
                 overlay.replace(&name, values).map_err(EngineError::from)?;
             }
         }

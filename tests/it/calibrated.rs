@@ -84,16 +84,40 @@ fn the_result_tells_the_text_and_the_error_of_every_layer() {
 
 #[test]
 fn the_same_recipe_gives_the_same_bytes_with_any_number_of_threads() {
-    let with_threads = |threads: usize| {
+    let with_threads = |algorithm: &str, threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let bench = built(on_demo_text("gptq"));
+            let bench = built(on_demo_text(algorithm));
             std::fs::read(artifact(&bench)).unwrap()
         })
     };
-    let one = with_threads(1);
-    assert!(one == with_threads(1), "twice the same");
-    assert!(one == with_threads(2), "one thread and two");
+    for algorithm in ["gptq", "block-tune"] {
+        let one = with_threads(algorithm, 1);
+        assert!(one == with_threads(algorithm, 1), "{algorithm}: twice the same");
+        assert!(one == with_threads(algorithm, 2), "{algorithm}: one thread and two");
+    }
+}
+
+#[test]
+fn a_tuned_block_is_never_worse_than_the_solved_one_and_better_at_two_bits() {
+    let with = |algorithm: &str| {
+        let mut keys = on_demo_text(algorithm);
+        keys["quantTypes"] = json!(["Q2_0"]);
+        built(keys)
+    };
+    let (solved, tuned) = (with("gptq"), with("block-tune"));
+    let result = tuned.json("result.json");
+    let layers = result["stages"][0]["details"]["layers"]["Q2_0"].as_array().unwrap();
+    let mut lowered = 0;
+    for layer in layers {
+        let said = layer["worst"]["method"].as_str().unwrap();
+        let figures: Vec<f64> = said.split(' ').filter_map(|word| word.parse().ok()).collect();
+        let [before, after] = figures[figures.len() - 2..] else { panic!("{said}") };
+        lowered += usize::from(after < before);
+    }
+    assert!(lowered >= 3, "{layers:#?}");
+    let (source, solved, tuned) = (nll(&demo_model()), nll(&artifact(&solved)), nll(&artifact(&tuned)));
+    assert!(tuned - source < 0.9 * (solved - source), "source {source}, solved {solved}, tuned {tuned}");
 }
 
 #[test]
@@ -105,11 +129,13 @@ fn what_a_calibrated_stage_cannot_have_is_refused_by_name() {
     };
     let cases = BTreeMap::from([
         ("1 unknown algorithm", json!({ "algorithm": "gtpq" })),
+        ("3 tuned by depth", json!({ "algorithm": "block-tune", "trueSequential": true })),
         ("2 missing text", json!({ "algorithm": "gptq", "calibrationCorpus": "nowhere.txt" })),
     ]);
     let report: String = cases.into_iter().map(|(case, keys)| format!("{case}: {}\n", refused(keys))).collect();
     insta::assert_snapshot!(report, @r#"
     1 unknown algorithm: recipe: stages[0].algorithm: this build has no quantization algorithm `gtpq`
     2 missing text: source: stages[0].calibrationCorpus: text "nowhere.txt" is not here; looked at: ROOT/line/assembly/nowhere.txt, ROOT/nowhere.txt, ROOT/calibration/nowhere.txt
+    3 tuned by depth: recipe: stages[0].trueSequential: a block is tuned to what the model as it was makes
     "#);
 }

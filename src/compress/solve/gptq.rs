@@ -86,7 +86,7 @@ impl Solver for Gptq {
             }
             descent.finish()
         };
-        Ok(by_panels(matrix, row_bytes, Method { solver: "gptq", notes }, solve))
+        Ok(by_panels(matrix, row_bytes, (Method { solver: "gptq", notes }, options), solve))
     }
 }
 

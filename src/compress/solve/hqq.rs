@@ -30,10 +30,10 @@ impl Solver for Hqq {
     fn needs_moments(&self) -> bool {
         false
     }
-    fn solve(&self, matrix: &Matrix, _options: &SolveOptions) -> Result<Solved, CompressError> {
+    fn solve(&self, matrix: &Matrix, options: &SolveOptions) -> Result<Solved, CompressError> {
         let row_bytes = matrix.checked()?;
         let method = Method { solver: "hqq", notes: Vec::new() };
-        Ok(by_panels(matrix, row_bytes, method, |wanted| coded(matrix.grid, wanted, matrix.cols)))
+        Ok(by_panels(matrix, row_bytes, (method, options), |wanted| coded(matrix.grid, wanted, matrix.cols)))
     }
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::super::CompressError;
+use super::panel::Coded;
 use crate::codec::{Grid, first_non_finite};
 
 /// Σ x xᵀ of a linear layer's inputs.
@@ -91,11 +92,13 @@ pub struct SolveOptions {
     /// Rounds of coordinate descent over codes and steps after the first choice.
     pub sweeps: usize,
     pub order: Order,
+    /// Give levels and codes back with the bytes, for those who go on from them.
+    pub keep_codes: bool,
 }
 
 impl Default for SolveOptions {
     fn default() -> Self {
-        SolveOptions { damping: 0.01, sweeps: 3, order: Order::Natural }
+        SolveOptions { damping: 0.01, sweeps: 3, order: Order::Natural, keep_codes: false }
     }
 }
 
@@ -126,4 +129,6 @@ pub struct Solved {
     /// moments; without moments that of the weights' own.
     pub error: f64,
     pub method: Method,
+    /// Levels and codes behind the bytes, where they are wanted ([`SolveOptions::keep_codes`]).
+    pub coded: Option<Coded>,
 }

@@ -13,8 +13,10 @@ mod matrix;
 mod panel;
 mod product;
 
+pub use block_tune::{Latents, Rates};
 pub use drift::make_up_for_drift;
 pub use matrix::{Matrix, Method, Moments, Order, SolveOptions, Solved};
+pub use panel::Coded;
 
 use super::CompressError;
 
@@ -29,6 +31,11 @@ pub trait Solver: Sync {
     /// Whether it cannot work without [`Matrix::moments`].
     fn needs_moments(&self) -> bool;
 
+    /// Whether the matrices of a block are tuned together once they are solved.
+    fn tunes_blocks(&self) -> bool {
+        false
+    }
+
     /// Chooses the codes of a matrix.
     ///
     /// # Errors
@@ -42,6 +49,7 @@ crate::registry! {
         rtn => Rtn,
         gptq => Gptq,
         hqq => Hqq,
+        block_tune => BlockTune,
     }
 }
 

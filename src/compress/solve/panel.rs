@@ -3,14 +3,15 @@
 use rayon::prelude::*;
 
 use super::product::{add_product, dot};
-use super::{Matrix, Method, Solved};
+use super::{Matrix, Method, SolveOptions, Solved};
 use crate::codec::Levels;
 
 /// Rows of a panel. Fixed, so that products and their sums do not depend on the number of threads.
 pub(super) const PANEL: usize = 32;
 
 /// Levels and codes of a few neighbouring rows.
-pub(super) struct Coded {
+#[derive(Clone, Debug)]
+pub struct Coded {
     /// Per row those of its groups in order.
     pub levels: Vec<Vec<Levels>>,
     /// `[rows, cols]`.
@@ -21,13 +22,13 @@ pub(super) struct Coded {
 pub(super) fn by_panels(
     matrix: &Matrix,
     row_bytes: usize,
-    method: Method,
+    (method, options): (Method, &SolveOptions),
     solve: impl Fn(&[f32]) -> Coded + Sync,
 ) -> Solved {
     let cols = matrix.cols;
     let mut bytes = vec![0u8; matrix.rows * row_bytes];
     let mut values = vec![0f32; matrix.values.len()];
-    let lost: Vec<(f64, f64)> = matrix
+    let solved: Vec<((f64, f64), Option<Coded>)> = matrix
         .values
         .par_chunks(PANEL * cols)
         .zip(values.par_chunks_mut(PANEL * cols))
@@ -39,11 +40,19 @@ pub(super) fn by_panels(
                 matrix.grid.pack(levels, codes, row);
                 matrix.grid.unpack(row, values);
             }
-            weigh_error(matrix, wanted, values)
+            (weigh_error(matrix, wanted, values), options.keep_codes.then_some(coded))
         })
         .collect();
-    let (lost, all) = lost.iter().fold((0.0, 0.0), |(lost, all), panel| (lost + panel.0, all + panel.1));
-    Solved { bytes, values, error: if all > 0.0 { lost / all } else { 0.0 }, method }
+    let (lost, all) = solved.iter().fold((0.0, 0.0), |(lost, all), (panel, _)| (lost + panel.0, all + panel.1));
+    let coded = options.keep_codes.then(|| {
+        let mut whole = Coded { levels: Vec::with_capacity(matrix.rows), codes: Vec::with_capacity(values.len()) };
+        for panel in solved.into_iter().filter_map(|(_, panel)| panel) {
+            whole.levels.extend(panel.levels);
+            whole.codes.extend(panel.codes);
+        }
+        whole
+    });
+    Solved { bytes, values, error: if all > 0.0 { lost / all } else { 0.0 }, method, coded }
 }
 
 /// `tr(E M Eᵀ)` and `tr(W M Wᵀ)` of a panel, M being the identity where there are no moments.

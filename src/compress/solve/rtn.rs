@@ -21,11 +21,11 @@ impl Solver for Rtn {
     fn needs_moments(&self) -> bool {
         false
     }
-    fn solve(&self, matrix: &Matrix, _options: &SolveOptions) -> Result<Solved, CompressError> {
+    fn solve(&self, matrix: &Matrix, options: &SolveOptions) -> Result<Solved, CompressError> {
         let method = Method { solver: "rtn", notes: Vec::new() };
         let row_bytes = matrix.checked()?;
         let importance = matrix.moments.map(|moments| moments.importance());
-        Ok(by_panels(matrix, row_bytes, method, |values| {
+        Ok(by_panels(matrix, row_bytes, (method, options), |values| {
             rounded(matrix.grid, values, matrix.cols, importance.as_deref())
         }))
     }

@@ -41,6 +41,9 @@ stage_type! {
             /// does not divide take the next narrower one.
             #[schemars(range(min = -1, max = 128))]
             group_size: i64,
+            /// Steps of descent per block, with `algorithm` `block-tune`.
+            #[schemars(range(min = 1, max = 10_000))]
+            tune_steps: u64 = 64,
             /// How much of the change in its inputs, made by what was compressed before it, a layer makes up for: 0 keeps
             /// its function, 1 aims at the output it had. Not with `trueSequential`.
             #[schemars(range(min = 0.0, max = 1.0))]

@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 
 use super::Writing;
 use crate::compress::{
-    Calibrated, CalibratedRows, MatrixReport, SequenceLimits, SolveOptions, Solver, Targets, default_calibration,
-    read_corpus, sequences, solver_named,
+    Calibrated, CalibratedRows, MatrixReport, SequenceLimits, SolveOptions, Solver, Targets, TuneOptions,
+    default_calibration, read_corpus, sequences, solver_named,
 };
 use crate::engine::PassProgress;
 use crate::family::OpenModel;
@@ -32,6 +32,11 @@ pub(super) fn is_calibrated(quant: &Quant) -> bool {
 pub(super) fn check(admission: &mut Admission<'_>, quant: &Quant, place: Place) {
     if !is_calibrated(quant) {
         return;
+    }
+    let tunes = solver_named(&quant.algorithm()).is_some_and(Solver::tunes_blocks);
+    if tunes && quant.true_sequential() {
+        let finding = Finding::error(place.key("trueSequential"), "a block is tuned to what the model as it was makes");
+        admission.report(finding.hint("leave trueSequential out, or say algorithm gptq"));
     }
     if quant.importance_matrix.is_some() {
         let finding = Finding::error(place.key("importanceMatrix"), "the stage measures its layers' inputs itself");
@@ -71,6 +76,7 @@ pub(in crate::stage) struct Calibration {
     solver: &'static dyn Solver,
     by_depth: bool,
     drift: f32,
+    tune_steps: usize,
 }
 
 impl Calibration {
@@ -103,7 +109,15 @@ impl Calibration {
         let sequences = sequences(&corpus, &tokenizer, limits, &|_| ())?;
         let by_depth = quant.true_sequential();
         let drift = if by_depth { 0.0 } else { quant.drift_share() as f32 };
-        Ok(Some(Calibration { sequences, corpus: name, corpus_sha256: sha256, solver, by_depth, drift }))
+        Ok(Some(Calibration {
+            sequences,
+            corpus: name,
+            corpus_sha256: sha256,
+            solver,
+            by_depth,
+            drift,
+            tune_steps: quant.tune_steps() as usize,
+        }))
     }
 
     /// Solves the targets of one type.
@@ -111,7 +125,7 @@ impl Calibration {
         &self,
         cx: &StageContext<'_>,
         model: &OpenModel,
-        targets: &Targets,
+        (targets, embedding): (&Targets, Option<&[f32]>),
         writing: &Writing<'_>,
     ) -> Outcome<CalibratedRows> {
         let how = Calibrated {
@@ -120,12 +134,21 @@ impl Calibration {
             options: SolveOptions::default(),
             by_depth: self.by_depth,
             drift: self.drift,
+            tuning: TuneOptions { steps: self.tune_steps, ..TuneOptions::default() },
+            embedding,
             sums: sums_budget(cx.pass.memory_budget.unwrap_or(LEAST_SUMS)),
         };
         let span = writing.span.part(0.0, 0.9);
         let report = |p: PassProgress| span.at_rate(p.fraction, self.solver.name(), Some(p.tokens_per_s));
         let path = cx.work.join(format!("{}.rows", writing.out));
         Ok(how.run(model, &self.sequences, &cx.pass, &path, &report)?)
+    }
+
+    /// How often each token of the vocabulary occurs in the text.
+    pub fn token_counts(&self, vocab: usize) -> Vec<u64> {
+        let mut counts = vec![0; vocab];
+        self.sequences.iter().flatten().for_each(|token| counts[*token as usize] += 1);
+        counts
     }
 
     /// What a result says about it.

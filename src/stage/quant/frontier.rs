@@ -73,16 +73,16 @@ impl Format for Frontier {
         let mut written = Written { dtype: type_name.to_owned(), ..Written::default() };
         std::fs::create_dir_all(cx.work.join(DIR))
             .map_err(|e| Fault::infra(format!("make {}", cx.work.join(DIR).display())).caused_by(e))?;
-        let solved = match writing.calibration {
-            Some(calibration) => {
-                let solved = calibration.solve(cx, model, &ternary_targets(model), writing)?;
-                written.matrices = solved.matrices;
-                Some(solved.rows)
-            }
-            None => None,
-        };
         let rest = cx.work.join(format!("{}.rest", writing.out));
-        let ternary = DenseTernary::new(model, solved, &rest)?;
+        let counts = writing.calibration.map(|calibration| calibration.token_counts(model.spec.vocab));
+        let mut ternary = DenseTernary::new(model, counts, &rest)?;
+        if let Some(calibration) = writing.calibration {
+            // The blocks are solved behind the embedding as it is expected to be packed.
+            let embedding = ternary.embedding(MANTISSAS[1], terms.contract.max_rescue_fraction)?;
+            let solved = calibration.solve(cx, model, (&ternary_targets(model), Some(&embedding)), writing)?;
+            written.matrices = solved.matrices;
+            ternary.solved = Some(solved.rows);
+        }
         let search = Search { cx, model, terms: &terms, ternary: &ternary, writing };
         let found = search.run()?;
         let report = judged(cx, &terms, &found.archive)?;

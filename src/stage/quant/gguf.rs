@@ -72,7 +72,7 @@ impl Format for Gguf {
         written.warnings.extend(metadata.warnings);
         let (path, source) = (cx.work.join(writing.out), model.tensors.as_ref());
         let solved = match writing.calibration {
-            Some(calibration) => Some(calibration.solve(cx, model, &gguf_targets(model, &plan), writing)?),
+            Some(calibration) => Some(calibration.solve(cx, model, (&gguf_targets(model, &plan), None), writing)?),
             None => None,
         };
         let encode = writing.span.part(if solved.is_some() { 0.9 } else { 0.0 }, 1.0);
