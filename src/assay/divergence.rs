@@ -94,6 +94,26 @@ pub fn divergence(
     Ok((0..variants.len()).map(|other| Divergence::of(&meter, &report, other)).collect())
 }
 
+/// Compares each of `others` with `base`, in one pass on every position of `sequences` that has a next token: models
+/// whose tensors are read another way, for instance.
+///
+/// # Errors
+/// No position to score; vocabularies of different sizes; a failing pass.
+pub fn diverge(
+    base: &Subject<'_>,
+    others: &[Subject<'_>],
+    sequences: &[Vec<u32>],
+    options: &PassOptions,
+    progress: &dyn Fn(PassProgress),
+) -> Result<Vec<Divergence>, AssayError> {
+    let mut meter = Meter::new(others.len());
+    let report = run_beside(base, others, sequences, Scoring::All, options, &mut [&mut meter], progress)?;
+    if report.nll.is_empty() {
+        return Err(AssayError::NothingScored);
+    }
+    Ok((0..others.len()).map(|other| Divergence::of(&meter, &report, other)).collect())
+}
+
 /// Measures `base` and each of `others` beside it, in one pass on the same tokens: first the base's measurement, then
 /// one with a [`Divergence`] for each other model. Times and memory are those of the whole pass.
 ///

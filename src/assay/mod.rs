@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use divergence::{Divergence, compare, divergence};
+pub use divergence::{Divergence, compare, diverge, divergence};
 pub use error::AssayError;
 pub use perplexity::{PerplexityOptions, Score, perplexity};
 

@@ -89,29 +89,7 @@ pub struct CalibratedRows {
 impl Calibrated<'_> {
     /// The weights of a block that are solved, by rounds that keep within the memory for sums.
     fn rounds(&self, block: &BlockSpec) -> Vec<Vec<String>> {
-        let mut rounds: Vec<Vec<String>> = Vec::new();
-        let (mut depth, mut bytes) = (usize::MAX, 0u64);
-        for input in block.inputs() {
-            let names = input.layers.iter().map(|layer| &layer.weight).filter(|name| self.targets.contains_key(*name));
-            let names: Vec<String> = names.cloned().collect();
-            if names.is_empty() {
-                continue;
-            }
-            let more = 4 * (input.columns() as u64).pow(2);
-            let full = bytes + more > self.sums.0 || (self.by_depth && input.depth != depth);
-            match rounds.last_mut().filter(|_| !full) {
-                Some(round) => {
-                    bytes += more;
-                    round.extend(names);
-                }
-                None => {
-                    bytes = more;
-                    rounds.push(names);
-                }
-            }
-            depth = input.depth;
-        }
-        rounds
+        rounds(block, &|name| self.targets.contains_key(name), self.sums, self.by_depth)
     }
 
     /// How [`Calibrated::run`] would lie in memory; nothing is read but headers.
@@ -142,6 +120,38 @@ impl Calibrated<'_> {
         let pass = run_rewriting(model, sequences, options, &mut solving, progress)?;
         Ok(CalibratedRows { rows: solving.writer.finish()?, matrices: solving.matrices, pass })
     }
+}
+
+/// The wanted weights of a block by rounds whose sums keep within `sums`; `by_depth`: those of one depth in each.
+pub(super) fn rounds(
+    block: &BlockSpec,
+    wanted: &dyn Fn(&str) -> bool,
+    sums: Bytes,
+    by_depth: bool,
+) -> Vec<Vec<String>> {
+    let mut rounds: Vec<Vec<String>> = Vec::new();
+    let (mut depth, mut bytes) = (usize::MAX, 0u64);
+    for input in block.inputs() {
+        let names = input.layers.iter().map(|layer| &layer.weight).filter(|name| wanted(name));
+        let names: Vec<String> = names.cloned().collect();
+        if names.is_empty() {
+            continue;
+        }
+        let more = 4 * (input.columns() as u64).pow(2);
+        let full = bytes + more > sums.0 || (by_depth && input.depth != depth);
+        match rounds.last_mut().filter(|_| !full) {
+            Some(round) => {
+                bytes += more;
+                round.extend(names);
+            }
+            None => {
+                bytes = more;
+                rounds.push(names);
+            }
+        }
+        depth = input.depth;
+    }
+    rounds
 }
 
 struct Solving<'a> {

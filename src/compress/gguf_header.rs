@@ -25,7 +25,7 @@ pub fn gguf_metadata(
 ) -> Result<GgufMetadata, CompressError> {
     let mut fields = family::gguf_metadata(&model.spec, &model.config, name)?;
     let mut warnings = family::gguf_warnings(&model.spec, model.stored.metas());
-    fields.push(("general.file_type".into(), plan.mix.file_type.into()));
+    fields.push(("general.file_type".into(), plan.file_type.into()));
     fields.push(("general.quantization_version".into(), 2u32.into()));
     if let Some(matrix) = importance {
         fields.push(("quantize.imatrix.file".into(), matrix.file_name().into()));

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::quant_gguf::PlannedTensor;
 use super::{CompressError, ImportanceMatrix};
 use crate::codec::{codec_for, first_beyond};
-use crate::family::{Change, GgufContent, Piece};
+use crate::family::{Change, GgufContent, GgufTensor, Piece};
 use crate::model::{Dtype, Encoding, TensorSource, transcode_rows};
 
 /// Elements one job encodes, about: large enough to amortise a task, small enough to balance two cores.
@@ -63,11 +63,16 @@ pub(super) fn jobs_of<'a>(planned: &'a PlannedTensor, importance: Option<&'a Imp
 impl PlannedTensor {
     /// Whether every row of the tensor is a row of a tensor of the model, as it is there.
     pub(super) fn is_made_of_rows(&self) -> bool {
-        let cols = self.tensor.shape.last().copied().unwrap_or(1);
-        let pieces = self.tensor.pieces();
-        let whole = !pieces.is_empty() && pieces.iter().all(|piece| piece.is_runs_of(cols));
-        self.tensor.shape.len() > 1 && self.tensor.change == Change::None && whole
+        made_of_rows(&self.tensor)
     }
+}
+
+/// See [`PlannedTensor::is_made_of_rows`].
+pub(super) fn made_of_rows(tensor: &GgufTensor) -> bool {
+    let cols = tensor.shape.last().copied().unwrap_or(1);
+    let pieces = tensor.pieces();
+    let whole = !pieces.is_empty() && pieces.iter().all(|piece| piece.is_runs_of(cols));
+    tensor.shape.len() > 1 && tensor.change == Change::None && whole
 }
 
 impl Job<'_> {

@@ -4,6 +4,7 @@
 //! importance table, a smaller model directory, a GGUF file — and a report of what was done. Every transform reads
 //! tensors in shard order and writes the output once; none of them judges its own result (that is `gate`).
 
+mod budget;
 mod calibrated;
 mod calibration;
 mod context;
@@ -32,6 +33,9 @@ use std::path::{Path, PathBuf};
 
 use crate::fault::{Fault, FaultClass};
 
+pub use budget::{
+    Candidate, Candidates, ErrorTable, Group, MOST_GROUPS, Offer, Picks, Probe, Rounded, least_bytes, least_loss, reach,
+};
 pub use calibrated::{Calibrated, CalibratedRows, GridRef, MatrixReport, Target, Targets, gguf_targets};
 pub use calibration::{Calibration, HELD_OUT_MOST, SequenceLimits, sequences};
 pub use context::{ContextMethod, extend_context};
@@ -53,7 +57,7 @@ pub use packed::{
     GROUP_SIZES, PACKED_TYPES, PackedForm, PackedMatrix, PackedPlan, PackedType, half_type, packed_config, packed_type,
     plan_packed, solve_unseen, write_packed,
 };
-pub use quant_gguf::{Fallback, PlannedTensor, QuantPlan, plan_quant, write_gguf};
+pub use quant_gguf::{Fallback, PlannedTensor, QuantPlan, plan_assigned, plan_quant, write_gguf};
 pub use quant_mix::{QUANT_MIXES, QUANT_TYPES, QuantMix, quant_mix};
 pub use router_kd::{KD_TOKENS, Recalibration, recalibrate};
 pub use selection::{Groups, Kept, Top, choose_experts, groups, keep_top, survivors};

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::gguf_jobs::{Job, jobs_of};
 use super::quant_mix::{Facts, Kind, fitting, wanted};
-use super::{ByteProgress, CompressError, ImportanceMatrix, QuantMix};
+use super::{ByteProgress, CompressError, ImportanceMatrix, QUANT_MIXES, QuantMix};
 use crate::family::{GgufTensor, ModelSpec, gguf_tensors};
 use crate::model::gguf::{self, GgufValue, GgufWriter};
 use crate::model::{DeclaredTensor, Dtype, FileHash, ModelError, TensorSource};
@@ -34,7 +34,10 @@ pub struct Fallback {
 /// What the file will hold, from the model's spec alone.
 #[derive(Clone, Debug)]
 pub struct QuantPlan {
-    pub mix: &'static QuantMix,
+    /// The mix, or what else decided the types.
+    pub name: String,
+    /// `general.file_type` of the header.
+    pub file_type: u32,
     pub tensors: Vec<PlannedTensor>,
     pub fallbacks: Vec<Fallback>,
     /// Bytes of tensor data; the header comes on top (tokenizers make it a few megabytes).
@@ -43,8 +46,8 @@ pub struct QuantPlan {
 
 /// Decides the type of every tensor. With an importance matrix (`informed`) some rules differ.
 pub fn plan_quant(spec: &ModelSpec, mix: &'static QuantMix, informed: bool) -> Result<QuantPlan, CompressError> {
-    let mut plan = QuantPlan { mix, tensors: Vec::new(), fallbacks: Vec::new(), data_bytes: 0 };
     let tensors = gguf_tensors(spec)?;
+    let mut plan = QuantPlan::empty(mix.name, mix.file_type);
     let kind_of = |tensor: &GgufTensor| Kind::of(tensor.role, tensor.shape.len(), spec.tied);
     let facts = Facts {
         layers: spec.blocks.len(),
@@ -63,12 +66,27 @@ pub fn plan_quant(spec: &ModelSpec, mix: &'static QuantMix, informed: bool) -> R
         if given != wanted {
             plan.fallbacks.push(Fallback { tensor: tensor.name.clone(), wanted, given });
         }
-        plan.data_bytes += given.checked_bytes(&tensor.shape).ok_or_else(|| CompressError::Tensor {
-            tensor: tensor.name.clone(),
-            reason: format!("shape {:?} is too large", tensor.shape),
-        })?;
-        plan.tensors.push(PlannedTensor { tensor, dtype: given });
+        plan.add(tensor, given)?;
     }
+    Ok(plan)
+}
+
+/// A plan whose types somebody else has chosen, one for each tensor. `name` is for people.
+pub fn plan_assigned(
+    name: &str,
+    tensors: impl IntoIterator<Item = (GgufTensor, Dtype)>,
+) -> Result<QuantPlan, CompressError> {
+    let mut plan = QuantPlan::empty(name, 0);
+    for (tensor, dtype) in tensors {
+        plan.add(tensor, dtype)?;
+    }
+    // The type of most bytes stands for the file; headers know mixes only.
+    let of_type = |dtype: Dtype| QUANT_MIXES.iter().filter(move |mix| mix.base == dtype);
+    let most = plan
+        .types()
+        .into_iter()
+        .find_map(|(dtype, ..)| of_type(dtype).find(|mix| mix.name.ends_with("_M")).or_else(|| of_type(dtype).next()));
+    plan.file_type = most.map_or(0, |mix| mix.file_type);
     Ok(plan)
 }
 
@@ -78,9 +96,30 @@ fn block_of(name: &str) -> usize {
 }
 
 impl QuantPlan {
+    fn empty(name: &str, file_type: u32) -> Self {
+        QuantPlan { name: name.to_owned(), file_type, tensors: Vec::new(), fallbacks: Vec::new(), data_bytes: 0 }
+    }
+
+    fn add(&mut self, tensor: GgufTensor, dtype: Dtype) -> Result<(), CompressError> {
+        self.data_bytes += dtype.checked_bytes(&tensor.shape).ok_or_else(|| CompressError::Tensor {
+            tensor: tensor.name.clone(),
+            reason: format!("shape {:?} is no size of {dtype}", tensor.shape),
+        })?;
+        self.tensors.push(PlannedTensor { tensor, dtype });
+        Ok(())
+    }
+
     /// Bytes of the file with these header fields, exactly.
     pub fn file_bytes(&self, metadata: &[(String, GgufValue)], path: &Path) -> Result<u64, CompressError> {
         Ok(gguf::file_bytes(path, metadata, self.declared())?)
+    }
+
+    /// Bytes of such a file that no tensor takes: the same whatever types its tensors have.
+    pub fn header_bytes(&self, metadata: &[(String, GgufValue)], path: &Path) -> Result<u64, CompressError> {
+        let padded =
+            |t: &DeclaredTensor| t.dtype.checked_bytes(&t.shape).unwrap_or(0).next_multiple_of(gguf::ALIGNMENT);
+        let data: u64 = self.declared().iter().map(padded).sum();
+        Ok(self.file_bytes(metadata, path)?.saturating_sub(data))
     }
 
     fn declared(&self) -> Vec<DeclaredTensor> {
@@ -117,7 +156,7 @@ impl QuantPlan {
             let block = wanted.block_elems();
             format!(
                 "{}: {who} {verb} {given} ({} bits) instead of {wanted} ({}): their rows are no multiple of {block}",
-                self.mix.name,
+                self.name,
                 given.bits(),
                 wanted.bits()
             )

@@ -242,6 +242,14 @@ pub(super) fn fitting(wanted: Dtype, kind: Kind, mix: &QuantMix, columns: usize)
     replacement.filter(|dtype| fits(*dtype)).unwrap_or(Dtype::F16)
 }
 
+/// The type that rows of `columns` elements take where a tensor may be of any type and is to be `wanted`: that or its
+/// replacement.
+pub(super) fn fitting_rows(wanted: Dtype, columns: usize) -> Dtype {
+    let fits = |dtype: &Dtype| columns.is_multiple_of(dtype.block_elems());
+    let replacement = REPLACEMENTS.iter().find(|(from, _)| *from == wanted).map(|(_, to)| *to);
+    [Some(wanted), replacement].into_iter().flatten().find(fits).unwrap_or(Dtype::F16)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

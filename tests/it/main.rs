@@ -26,5 +26,6 @@ mod quant;
 mod recipe;
 mod rewriting;
 mod stages;
+mod target;
 mod tokenizers;
 mod worker;

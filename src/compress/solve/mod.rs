@@ -17,6 +17,7 @@ pub use block_tune::{Latents, Rates};
 pub use drift::make_up_for_drift;
 pub use matrix::{Matrix, Method, Moments, Order, SolveOptions, Solved};
 pub use panel::Coded;
+pub(super) use panel::{PANEL, energy};
 
 use super::CompressError;
 

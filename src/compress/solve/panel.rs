@@ -3,11 +3,11 @@
 use rayon::prelude::*;
 
 use super::product::{add_product, dot};
-use super::{Matrix, Method, SolveOptions, Solved};
+use super::{Matrix, Method, Moments, SolveOptions, Solved};
 use crate::codec::Levels;
 
 /// Rows of a panel. Fixed, so that products and their sums do not depend on the number of threads.
-pub(super) const PANEL: usize = 32;
+pub(in crate::compress) const PANEL: usize = 32;
 
 /// Levels and codes of a few neighbouring rows.
 #[derive(Clone, Debug)]
@@ -58,12 +58,15 @@ pub(super) fn by_panels(
 /// `tr(E M Eᵀ)` and `tr(W M Wᵀ)` of a panel, M being the identity where there are no moments.
 fn weigh_error(matrix: &Matrix, wanted: &[f32], values: &[f32]) -> (f64, f64) {
     let off: Vec<f32> = wanted.iter().zip(values).map(|(w, v)| w - v).collect();
-    let Some(moments) = matrix.moments else { return (dot(&off, &off), dot(wanted, wanted)) };
-    let cols = matrix.cols;
-    let size = (wanted.len() / cols, cols, cols);
-    let mut seen = vec![0f32; wanted.len()];
-    add_product(size, (&off, cols), (&moments.sum, cols), (&mut seen, cols), false);
-    let lost = dot(&off, &seen);
-    add_product(size, (wanted, cols), (&moments.sum, cols), (&mut seen, cols), false);
-    (lost.max(0.0), dot(wanted, &seen))
+    let energy = |rows: &[f32]| energy(matrix.moments, matrix.cols, rows);
+    (energy(&off).max(0.0), energy(wanted))
+}
+
+/// `tr(W M Wᵀ)` of rows `W` of `cols`: what they put out on the inputs of the moments, M being the identity where there
+/// are none.
+pub(in crate::compress) fn energy(moments: Option<&Moments>, cols: usize, rows: &[f32]) -> f64 {
+    let Some(moments) = moments else { return dot(rows, rows) };
+    let mut seen = vec![0f32; rows.len()];
+    add_product((rows.len() / cols, cols, cols), (rows, cols), (&moments.sum, cols), (&mut seen, cols), false);
+    dot(rows, &seen)
 }

@@ -14,7 +14,7 @@ pub use write::{GgufWriter, file_bytes};
 /// `GGUF`, the first four bytes.
 const MAGIC: [u8; 4] = *b"GGUF";
 /// Where data and tensors begin, unless `general.alignment` says otherwise.
-const ALIGNMENT: u64 = 32;
+pub const ALIGNMENT: u64 = 32;
 /// Longest tensor name llama.cpp reads.
 const MAX_NAME: usize = 64;
 const MAX_DIMS: usize = 4;

@@ -7,7 +7,7 @@ use super::fit::{TIGHT, bits_per_weight, params_after, rounded};
 use super::values::plain;
 use crate::recipe::finding::Finding;
 use crate::recipe::root::{AlloySource, Recipe};
-use crate::recipe::stages::{ExpertPrune, StageSpec};
+use crate::recipe::stages::{ExpertPrune, Quant, StageSpec};
 
 /// Stated and computed figures may differ by this share: parameters are rounded, files hold more than weights.
 const ROUNDING: f64 = 0.1;
@@ -178,10 +178,16 @@ fn padded_heads(recipe: &Recipe) -> Option<Finding> {
         _ => false,
     };
     let i = recipe.stages.iter().position(padded)?;
-    let types = recipe.stages.iter().filter_map(|stage| match stage {
-        StageSpec::Quant(quant) => Some(&quant.quant_types),
-        _ => None,
-    });
+    let quants: Vec<&Quant> = recipe
+        .stages
+        .iter()
+        .filter_map(|stage| if let StageSpec::Quant(quant) = stage { Some(quant) } else { None })
+        .collect();
+    // A target counts the bytes that are there.
+    if quants.iter().any(|quant| quant.target.is_some()) {
+        return None;
+    }
+    let types = quants.into_iter().map(|quant| &quant.quant_types);
     let smallest = types.flatten().filter_map(|name| bits_per_weight(name)).reduce(f64::min).unwrap_or(16.0);
     let needed = params_after(recipe, recipe.stages.len())? * smallest / 8.0;
     (needed > limit * TIGHT).then(|| {

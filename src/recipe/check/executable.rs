@@ -27,6 +27,8 @@ pub struct QuantCapability {
     pub format: String,
     /// `quantTypes`.
     pub types: Vec<String>,
+    /// `quantTypes` beside a `target`: types of single tensors. Empty where the format takes no target.
+    pub choices: Vec<String>,
     /// Model types it can hold.
     pub architectures: Vec<String>,
 }
@@ -77,8 +79,9 @@ pub fn check_executable(recipe: &Recipe, can: &Capabilities) -> Vec<Finding> {
                 if can.architectures.contains(architecture) {
                     want(&known.architectures, architecture, key, &format!("{format} writer for architecture"));
                 }
+                let types = if quant.target.is_some() { &known.choices } else { &known.types };
                 for (j, name) in quant.quant_types.iter().enumerate() {
-                    want(&known.types, name, format!("{at}.quantTypes[{j}]"), "quantization type");
+                    want(types, name, format!("{at}.quantTypes[{j}]"), "quantization type");
                 }
             }
             StageSpec::Eval(eval) => {

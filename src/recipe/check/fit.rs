@@ -6,7 +6,7 @@
 use super::values::plain;
 use crate::recipe::finding::Finding;
 use crate::recipe::root::{AlloySource, Recipe};
-use crate::recipe::stages::{Quant, StageSpec};
+use crate::recipe::stages::{Quant, QuantAim, QuantTarget, StageSpec};
 
 /// Above this share of the limit no room is left to speak of for the context.
 pub(super) const TIGHT: f64 = 0.95;
@@ -56,8 +56,16 @@ fn unquantized(recipe: &Recipe, limit_gb: f64) -> Option<Finding> {
 /// the table and might fit.
 fn fits(quant: &Quant, params_b: f64, limit_gb: f64, key: &str, rule: &str) -> Option<Finding> {
     let mut sizes = Vec::new();
-    for name in &quant.quant_types {
-        sizes.push((name.as_str(), params_b * bits_per_weight(name)? / 8.0));
+    match quant.target.as_ref().map(QuantTarget::aim) {
+        Some(Ok(QuantAim::Bytes(bytes))) => sizes.push(("the target's", bytes as f64 / 1e9)),
+        Some(Ok(QuantAim::BitsPerWeight(bits))) => sizes.push(("the target's", params_b * bits / 8.0)),
+        // What keeps within a divergence is found when it is built.
+        Some(_) => return None,
+        None => {
+            for name in &quant.quant_types {
+                sizes.push((name.as_str(), params_b * bits_per_weight(name)? / 8.0));
+            }
+        }
     }
     let list = |pick: &dyn Fn(f64) -> bool| -> Vec<String> {
         let picked = sizes.iter().filter(|(_, gb)| pick(*gb));

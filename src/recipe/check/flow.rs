@@ -7,7 +7,8 @@ use crate::recipe::finding::{Finding, suggest};
 use crate::recipe::json::excerpt;
 use crate::recipe::root::Recipe;
 use crate::recipe::stages::{
-    Eval, ExpertMetric, ExpertPrune, Lora, Prune, Quant, Ranking, StagePosition as Position, StageSpec, Train,
+    Eval, ExpertMetric, ExpertPrune, Lora, Prune, Quant, QuantTarget, Ranking, StagePosition as Position, StageSpec,
+    Train,
 };
 
 /// What is known about the model while walking the stages.
@@ -228,6 +229,10 @@ impl Walk<'_> {
     }
 
     fn quant(&mut self, i: usize, quant: &Quant) {
+        if let Some(Err(wrong)) = quant.target.as_ref().map(QuantTarget::aim) {
+            let hint = "write exactly one of bytes, bitsPerWeight and maxKld, for instance {\"bitsPerWeight\": 4.5}";
+            self.error(i, "target", wrong, Some(hint.to_owned()));
+        }
         let mut listed = HashSet::new();
         for (j, name) in quant.quant_types.iter().enumerate() {
             let key = format!("quantTypes[{j}]");

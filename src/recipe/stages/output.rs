@@ -9,12 +9,73 @@ choices! {
 }
 
 stage_type! {
+    /// What a quantized file shall come to: exactly one of these keys.
+    QuantTarget {
+        required {}
+        optional {
+            /// Bytes of the whole file, header included.
+            #[schemars(range(min = 1))]
+            bytes: u64,
+            /// Bits of the whole file for each of the model's parameters.
+            #[schemars(range(min = 0.5, max = 32.0))]
+            bits_per_weight: f64,
+            /// Mean KL divergence from the model it is made from, nats per token, on text that was not calibrated on: the
+            /// smallest file that keeps within it.
+            #[schemars(range(min = 0.000001, max = 10.0))]
+            max_kld: f64,
+        }
+    }
+}
+
+/// What the one key of a [`QuantTarget`] says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum QuantAim {
+    Bytes(u64),
+    BitsPerWeight(f64),
+    MaxKld(f64),
+}
+
+impl QuantTarget {
+    /// What it aims at; else what is wrong with it.
+    pub fn aim(&self) -> Result<QuantAim, String> {
+        let aims = [
+            self.bytes.map(QuantAim::Bytes),
+            self.bits_per_weight.map(QuantAim::BitsPerWeight),
+            self.max_kld.map(QuantAim::MaxKld),
+        ];
+        let said: Vec<QuantAim> = aims.into_iter().flatten().collect();
+        match (said.as_slice(), self.extra.keys().next()) {
+            (_, Some(unknown)) => Err(format!("the key `{unknown}` is unknown here")),
+            ([aim], None) => Ok(*aim),
+            ([], None) => Err("says nothing".to_owned()),
+            (_, None) => Err("says more than one thing".to_owned()),
+        }
+    }
+}
+
+impl QuantAim {
+    /// As file names say it: `4.50bpw`, `96468992bytes`, `kld0.05`.
+    pub fn label(self) -> String {
+        match self {
+            QuantAim::Bytes(bytes) => format!("{bytes}bytes"),
+            QuantAim::BitsPerWeight(bits) => {
+                let text = bits.to_string();
+                let digits = text.split_once('.').map_or(0, |(_, digits)| digits.len());
+                format!("{bits:.*}bpw", digits.max(2))
+            }
+            QuantAim::MaxKld(kld) => format!("kld{kld}"),
+        }
+    }
+}
+
+stage_type! {
     /// Writes the weights in fewer bits, once per type.
     Quant {
         required {
             /// File format.
             format: QuantFormat,
-            /// Types to write, one file each: `Q8_0`, `Q4_K_M`, `F16`, …; in format `frontier` the ids of contracts.
+            /// Types to write, one file each: `Q8_0`, `Q4_K_M`, `F16`, …; in format `frontier` the ids of contracts. With
+            /// `target`: types of single tensors (`Q4_K`, `Q8_0`, …) to choose from.
             #[schemars(length(min = 1))]
             quant_types: Vec<String>,
         }
@@ -48,6 +109,9 @@ stage_type! {
             /// its function, 1 aims at the output it had. Not with `trueSequential`.
             #[schemars(range(min = 0.0, max = 1.0))]
             drift_share: f64 = 0.5,
+            /// One file in mixed precision instead of one for each type: every tensor takes that of `quantTypes` with which
+            /// the whole loses least and comes to this.
+            target: QuantTarget,
             /// Devices the files are meant for.
             device_targets: Vec<String> = Vec::new(),
         }
@@ -118,5 +182,36 @@ stage_type! {
             /// Start more when there is more to do.
             auto_scale: bool,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(json: serde_json::Value) -> QuantTarget {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn a_target_says_one_thing() {
+        let aim = |json| target(json).aim();
+        assert_eq!(aim(serde_json::json!({ "bytes": 5 })), Ok(QuantAim::Bytes(5)));
+        assert_eq!(aim(serde_json::json!({ "bitsPerWeight": 4.5, "maxKld": null })), Ok(QuantAim::BitsPerWeight(4.5)));
+        assert_eq!(aim(serde_json::json!({})), Err("says nothing".into()));
+        assert_eq!(aim(serde_json::json!({ "bytes": 5, "maxKld": 0.1 })), Err("says more than one thing".into()));
+        assert_eq!(aim(serde_json::json!({ "bpw": 5 })), Err("the key `bpw` is unknown here".into()));
+    }
+
+    #[test]
+    fn files_are_named_after_their_target() {
+        let labels = [
+            QuantAim::Bytes(96_468_992),
+            QuantAim::BitsPerWeight(4.5),
+            QuantAim::BitsPerWeight(6.0),
+            QuantAim::BitsPerWeight(6.172),
+            QuantAim::MaxKld(0.05),
+        ];
+        assert_eq!(labels.map(QuantAim::label), ["96468992bytes", "4.50bpw", "6.00bpw", "6.172bpw", "kld0.05"]);
     }
 }

@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 
 use super::Writing;
 use crate::compress::{
-    Calibrated, CalibratedRows, MatrixReport, SequenceLimits, SolveOptions, Solver, Targets, TuneOptions,
+    Calibrated, CalibratedRows, Calibration as TextParts, MatrixReport, SequenceLimits, SolveOptions, Solver, Targets,
+    TuneOptions,
     default_calibration, read_corpus, sequences, solver_named,
 };
 use crate::engine::PassProgress;
@@ -25,7 +26,8 @@ const LEAST_SUMS: Bytes = Bytes(256_000_000);
 
 /// Whether the stage measures what its layers are given.
 pub(super) fn is_calibrated(quant: &Quant) -> bool {
-    quant.calibration_corpus.is_some() || solver_named(&quant.algorithm()).is_some_and(|solver| solver.needs_moments())
+    let needs_moments = solver_named(&quant.algorithm()).is_some_and(|solver| solver.needs_moments());
+    quant.calibration_corpus.is_some() || quant.target.is_some() || needs_moments
 }
 
 /// Everything wrong with the stage's calibration; finds its text.
@@ -40,7 +42,8 @@ pub(super) fn check(admission: &mut Admission<'_>, quant: &Quant, place: Place) 
     }
     if quant.importance_matrix.is_some() {
         let finding = Finding::error(place.key("importanceMatrix"), "the stage measures its layers' inputs itself");
-        admission.report(finding.hint("leave importanceMatrix out, or say algorithm rtn and no calibrationCorpus"));
+        let hint = "leave importanceMatrix out, or say algorithm rtn and neither calibrationCorpus nor target";
+        admission.report(finding.hint(hint));
     }
     if admission.source().is_some_and(|source| !matches!(source.tokenizer(), Ok(Some(_)))) {
         let finding = Finding::error(place.key(CORPUS_KEY), "the source has no usable tokenizer");
@@ -63,14 +66,22 @@ pub(super) fn predicted(admission: &Admission<'_>, quant: &Quant, stored: u64) -
     Some(pass)
 }
 
+/// Tokens taken beside those of the calibration so that [`TextParts::split`], which leaves a sixteenth for measuring, leaves
+/// as many as were asked for.
+fn held_out_tokens(quant: &Quant) -> u64 {
+    if quant.target.is_some() { quant.calibration_tokens().div_ceil(15) } else { 0 }
+}
+
 /// A quarter of the memory a pass may take.
-fn sums_budget(memory: Bytes) -> Bytes {
+pub(super) fn sums_budget(memory: Bytes) -> Bytes {
     Bytes(memory.0 / 4).max(LEAST_SUMS)
 }
 
 /// A text as the layers will see it.
 pub(in crate::stage) struct Calibration {
     sequences: Vec<Vec<u32>>,
+    /// Text after it that nothing is calibrated on, for measuring what a target needs; empty without one.
+    held_out: Vec<Vec<u32>>,
     corpus: String,
     corpus_sha256: Sha,
     solver: &'static dyn Solver,
@@ -104,13 +115,19 @@ impl Calibration {
         let limits = SequenceLimits {
             max_length: (quant.calibration_length() as usize).min(model.spec.max_positions),
             max_examples: None,
-            max_tokens: Some(quant.calibration_tokens()),
+            max_tokens: Some(quant.calibration_tokens() + held_out_tokens(quant)),
         };
-        let sequences = sequences(&corpus, &tokenizer, limits, &|_| ())?;
+        let mut sequences = sequences(&corpus, &tokenizer, limits, &|_| ())?;
+        let mut held_out = Vec::new();
+        if quant.target.is_some() {
+            let parts = TextParts::split(sequences);
+            (sequences, held_out) = (parts.profiled, parts.held_out);
+        }
         let by_depth = quant.true_sequential();
         let drift = if by_depth { 0.0 } else { quant.drift_share() as f32 };
         Ok(Some(Calibration {
             sequences,
+            held_out,
             corpus: name,
             corpus_sha256: sha256,
             solver,
@@ -120,8 +137,29 @@ impl Calibration {
         }))
     }
 
+    /// What is calibrated on.
+    pub(super) fn sequences(&self) -> &[Vec<u32>] {
+        &self.sequences
+    }
+
+    /// Text that is not calibrated on.
+    pub(super) fn held_out(&self) -> &[Vec<u32>] {
+        &self.held_out
+    }
+
     /// Solves the targets of one type.
     pub fn solve(
+        &self,
+        cx: &StageContext<'_>,
+        model: &OpenModel,
+        targets: &Targets,
+        writing: &Writing<'_>,
+    ) -> Outcome<CalibratedRows> {
+        self.solve_behind(cx, model, (targets, None), writing)
+    }
+
+    /// The same with another embedding than the model's own.
+    pub fn solve_behind(
         &self,
         cx: &StageContext<'_>,
         model: &OpenModel,

@@ -79,7 +79,7 @@ impl Format for Frontier {
         if let Some(calibration) = writing.calibration {
             // The blocks are solved behind the embedding as it is expected to be packed.
             let embedding = ternary.embedding(MANTISSAS[1], terms.contract.max_rescue_fraction)?;
-            let solved = calibration.solve(cx, model, (&ternary_targets(model), Some(&embedding)), writing)?;
+            let solved = calibration.solve_behind(cx, model, (&ternary_targets(model), Some(&embedding)), writing)?;
             written.matrices = solved.matrices;
             ternary.solved = Some(solved.rows);
         }

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::calibrate::is_calibrated;
-use super::{Draft, Format, Request, Writing, Written, out_name};
+use super::{Draft, Format, Request, Writing, Written, out_name, target};
+use crate::codec::CODECS;
 use crate::compress::{
     Fallback, ImportanceMatrix, QUANT_TYPES, QuantMix, QuantPlan, gguf_metadata, gguf_targets, plan_quant, quant_mix,
     write_gguf,
@@ -11,6 +12,7 @@ use crate::compress::{
 use crate::family::{Family, OpenModel};
 use crate::fault::{Fault, Outcome};
 use crate::recipe::Finding;
+use crate::recipe::stages::QuantAim;
 use crate::stage::{Admission, Place, StageContext, TensorFallback, TypeShare};
 
 pub(super) struct Gguf;
@@ -33,10 +35,28 @@ impl Format for Gguf {
         family.gguf().is_some()
     }
 
+    fn choices(&self) -> Vec<&'static str> {
+        CODECS.iter().map(|codec| codec.name()).collect()
+    }
+
+    fn plan_target(&self, admission: &mut Admission<'_>, aim: QuantAim, request: &Request<'_>) -> Option<Draft> {
+        target::plan(admission, aim, request)
+    }
+
+    fn write_target(
+        &self,
+        cx: &StageContext<'_>,
+        model: &OpenModel,
+        aim: QuantAim,
+        writing: &Writing<'_>,
+    ) -> Outcome<Written> {
+        target::write(cx, model, aim, writing)
+    }
+
     fn plan(&self, admission: &mut Admission<'_>, type_name: &str, request: &Request<'_>) -> Option<Draft> {
         let mix = quant_mix(type_name)?;
         let importance = importance_matrix(admission, request);
-        let out = format!("{GGUF_DIR}/{}.gguf", out_name(&admission.recipe.name, mix.name));
+        let out = out_path(&admission.recipe.name, mix.name);
         let bytes = plan_file(
             admission,
             request.place,
@@ -60,46 +80,62 @@ impl Format for Gguf {
             Some(_) => Some(ImportanceMatrix::read(&cx.text(&writing.place.key(MATRIX_KEY))?.path)?),
             None => None,
         };
-        std::fs::create_dir_all(cx.work.join(GGUF_DIR))
-            .map_err(|e| Fault::infra(format!("make {}", cx.work.join(GGUF_DIR).display())).caused_by(e))?;
         let informed = importance.is_some() || writing.calibration.is_some();
         let plan = plan_quant(&model.spec, mix, informed)?;
-        let mut written = Written { dtype: mix.name.to_owned(), warnings: plan.fallback_lines(), ..Written::default() };
-        if let Some(matrix) = &importance {
-            written.warnings.extend(coverage_lines(matrix, &plan)?);
-        }
-        let metadata = gguf_metadata(model, &plan, importance.as_ref(), &cx.plan.name)?;
-        written.warnings.extend(metadata.warnings);
-        let (path, source) = (cx.work.join(writing.out), model.tensors.as_ref());
-        let solved = match writing.calibration {
-            Some(calibration) => Some(calibration.solve(cx, model, (&gguf_targets(model, &plan), None), writing)?),
-            None => None,
-        };
-        let encode = writing.span.part(if solved.is_some() { 0.9 } else { 0.0 }, 1.0);
-        let (total, detail) = (plan.data_bytes, format!("encode {}", mix.name));
-        let report = |done| encode.of(done, total, &detail);
-        let fields = &metadata.fields;
-        let hash = match &solved {
-            Some(solved) => write_gguf(&solved.rows.over(source), &plan, fields, None, &path, &report)?,
-            None => write_gguf(source, &plan, fields, importance.as_ref(), &path, &report)?,
-        };
-        written.matrices = solved.map(|solved| solved.matrices).unwrap_or_default();
-        written.bytes = hash.size;
-        written.files.push((writing.out.to_owned(), hash));
-        let share = |(dtype, tensors, bytes): (crate::codec::Dtype, usize, u64)| TypeShare {
-            dtype: dtype.to_string(),
-            tensors,
-            bytes,
-        };
-        let fallback = |f: &Fallback| TensorFallback {
-            tensor: f.tensor.clone(),
-            wanted: f.wanted.to_string(),
-            given: f.given.to_string(),
-        };
-        written.types = plan.types().into_iter().map(share).collect();
-        written.fallbacks = plan.fallbacks.iter().map(fallback).collect();
-        Ok(written)
+        write_plan(cx, model, &plan, importance.as_ref(), writing)
     }
+}
+
+/// Where a file of this recipe goes.
+pub(super) fn out_path(recipe: &str, name: &str) -> String {
+    format!("{GGUF_DIR}/{}.gguf", out_name(recipe, name))
+}
+
+/// Writes the file that a plan describes, calibrated where the stage is.
+pub(super) fn write_plan(
+    cx: &StageContext<'_>,
+    model: &OpenModel,
+    plan: &QuantPlan,
+    importance: Option<&ImportanceMatrix>,
+    writing: &Writing<'_>,
+) -> Outcome<Written> {
+    std::fs::create_dir_all(cx.work.join(GGUF_DIR))
+        .map_err(|e| Fault::infra(format!("make {}", cx.work.join(GGUF_DIR).display())).caused_by(e))?;
+    let mut written = Written { dtype: plan.name.clone(), warnings: plan.fallback_lines(), ..Written::default() };
+    if let Some(matrix) = importance {
+        written.warnings.extend(coverage_lines(matrix, plan)?);
+    }
+    let metadata = gguf_metadata(model, plan, importance, &cx.plan.name)?;
+    written.warnings.extend(metadata.warnings);
+    let (path, source) = (cx.work.join(writing.out), model.tensors.as_ref());
+    let solved = match writing.calibration {
+        Some(calibration) => Some(calibration.solve(cx, model, &gguf_targets(model, plan), writing)?),
+        None => None,
+    };
+    let encode = writing.span.part(if solved.is_some() { 0.9 } else { 0.0 }, 1.0);
+    let (total, detail) = (plan.data_bytes, format!("encode {}", plan.name));
+    let report = |done| encode.of(done, total, &detail);
+    let fields = &metadata.fields;
+    let hash = match &solved {
+        Some(solved) => write_gguf(&solved.rows.over(source), plan, fields, None, &path, &report)?,
+        None => write_gguf(source, plan, fields, importance, &path, &report)?,
+    };
+    written.matrices = solved.map(|solved| solved.matrices).unwrap_or_default();
+    written.bytes = hash.size;
+    written.files.push((writing.out.to_owned(), hash));
+    let share = |(dtype, tensors, bytes): (crate::codec::Dtype, usize, u64)| TypeShare {
+        dtype: dtype.to_string(),
+        tensors,
+        bytes,
+    };
+    let fallback = |f: &Fallback| TensorFallback {
+        tensor: f.tensor.clone(),
+        wanted: f.wanted.to_string(),
+        given: f.given.to_string(),
+    };
+    written.types = plan.types().into_iter().map(share).collect();
+    written.fallbacks = plan.fallbacks.iter().map(fallback).collect();
+    Ok(written)
 }
 
 /// The matrix the recipe names, read; what is wrong with it is a finding, once.
@@ -171,7 +207,7 @@ fn plan_file(
 fn coverage_lines(matrix: &ImportanceMatrix, plan: &QuantPlan) -> Outcome<Vec<String>> {
     let coverage = matrix.check(plan)?;
     let mut lines = Vec::new();
-    let mix = plan.mix.name;
+    let mix = &plan.name;
     if let Some(first) = coverage.missing.first() {
         let (count, used) = (coverage.missing.len(), coverage.used);
         lines.push(format!(

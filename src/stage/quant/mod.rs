@@ -12,7 +12,7 @@ use crate::family::{Family, OpenModel};
 use crate::fault::{Fault, Outcome};
 use crate::gate::{self, ScoreLimit};
 use crate::model::FileHash;
-use crate::recipe::stages;
+use crate::recipe::stages::{self, QuantAim};
 use crate::recipe::{Finding, PlannedStage, QuantCapability, StageSpec};
 
 pub(super) struct Quant;
@@ -37,6 +37,29 @@ pub(super) trait Format: Sync {
     /// cannot be planned, which is a finding.
     fn plan(&self, admission: &mut Admission<'_>, type_name: &str, request: &Request<'_>) -> Option<Draft>;
 
+    /// Types of single tensors that a file for a target may be made of; none where the format takes no target.
+    fn choices(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
+    /// As [`Format::plan`], for the one output of a target.
+    fn plan_target(&self, admission: &mut Admission<'_>, _aim: QuantAim, request: &Request<'_>) -> Option<Draft> {
+        let message = format!("format {} takes no target", self.name());
+        admission.report(Finding::error(&request.key, message).hint("use format gguf, or name the types to write"));
+        None
+    }
+
+    /// As [`Format::write`], for the one output of a target.
+    fn write_target(
+        &self,
+        _cx: &StageContext<'_>,
+        _model: &OpenModel,
+        _aim: QuantAim,
+        _request: &Writing<'_>,
+    ) -> Outcome<Written> {
+        Err(Fault::internal(format!("plan: format {} takes no target", self.name())))
+    }
+
     /// Writes the output of one type at `out`.
     fn write(
         &self,
@@ -48,6 +71,7 @@ pub(super) trait Format: Sync {
 }
 
 mod calibrate;
+mod target;
 
 crate::registry! {
     /// Every format this build quantizes to.
@@ -106,6 +130,8 @@ pub(super) struct Written {
     pub evidence: Vec<gate::Evidence>,
     /// How calibrated matrices came out.
     pub matrices: Vec<MatrixReport>,
+    /// What else was decided and found, for the stage's record.
+    pub details: serde_json::Map<String, serde_json::Value>,
 }
 
 /// What this build can quantize to, as the recipe checks read it.
@@ -113,6 +139,7 @@ pub(super) fn capabilities(families: &[&dyn Family]) -> Vec<QuantCapability> {
     let capability = |format: &&dyn Format| QuantCapability {
         format: format.name().to_owned(),
         types: format.types().into_iter().map(str::to_owned).collect(),
+        choices: format.choices().into_iter().map(str::to_owned).collect(),
         architectures: families
             .iter()
             .filter(|family| format.holds(**family))
@@ -146,27 +173,26 @@ impl Stage for Quant {
             admission.report(finding.hint(format!("name at least one of {}", format.types().join(", "))));
         }
         calibrate::check(admission, quant, place);
-        let stored: u64 = admission.source().map_or(0, |s| s.stored.metas().iter().map(|m| m.bytes).sum());
+        if let Some(target) = &quant.target {
+            // What is wrong with it is a finding of the recipe's own checks.
+            let Ok(aim) = target.aim() else { return planned };
+            planned.title = format!("quantize to {} {}", quant.format.as_str(), aim.label());
+            let request = Request { quant, place, key: place.key("target") };
+            plan_output(admission, &mut planned, format, &aim.label(), &request, |admission| {
+                format.plan_target(admission, aim, &request)
+            });
+            planned.predicted = planned.predicted.then(target::predicted(admission, aim));
+            return planned;
+        }
         for (i, name) in quant.quant_types.iter().enumerate() {
             // An unknown type is a finding of the recipe's own checks.
             if !format.types().iter().any(|known| known.eq_ignore_ascii_case(name)) {
                 continue;
             }
-            let key = place.key(&format!("quantTypes[{i}]"));
-            let written = |a: &PlannedArtifact| a.format == format.name() && a.name.eq_ignore_ascii_case(name);
-            if admission.artifacts.iter().any(written) {
-                admission.report(Finding::error(key, format!("{name} is written already")).hint("name each type once"));
-                continue;
-            }
-            // Without a source, which is a finding already, later stages may still count on this output.
-            let draft = format.plan(admission, name, &Request { quant, place, key });
-            let (name, bytes) = draft.as_ref().map_or((name.clone(), 0), |draft| (draft.name.clone(), draft.bytes));
-            planned.outputs.extend(draft.map(|draft| draft.out));
-            planned.predicted = planned.predicted.then(predict::quant(stored, bytes));
-            if let Some(pass) = calibrate::predicted(admission, quant, stored) {
-                planned.predicted = planned.predicted.then(pass);
-            }
-            admission.artifacts.push(PlannedArtifact { format: format.name(), name, bytes });
+            let request = Request { quant, place, key: place.key(&format!("quantTypes[{i}]")) };
+            plan_output(admission, &mut planned, format, name, &request, |admission| {
+                format.plan(admission, name, &request)
+            });
         }
         planned
     }
@@ -179,12 +205,17 @@ impl Stage for Quant {
         let calibration = calibrate::Calibration::of(cx, &model, &quant, place)?;
         let mut product = Product::default();
         let mut layers = serde_json::Map::new();
-        let types = quant.quant_types.len();
-        for (i, (name, out)) in quant.quant_types.iter().zip(&planned.outputs).enumerate() {
-            let each = span.part(i as f64 / types as f64, (i + 1) as f64 / types as f64);
+        let aim = quant.target.as_ref().map(stages::QuantTarget::aim).transpose().map_err(Fault::internal)?;
+        let count = planned.outputs.len();
+        for (i, out) in planned.outputs.iter().enumerate() {
+            let each = span.part(i as f64 / count as f64, (i + 1) as f64 / count as f64);
             let writing =
                 Writing { quant: &quant, place, out, calibration: calibration.as_ref(), span: each.part(0.0, 0.8) };
-            let written = format.write(cx, &model, name, &writing)?;
+            let written = match (aim, quant.quant_types.get(i)) {
+                (Some(aim), _) => format.write_target(cx, &model, aim, &writing)?,
+                (None, Some(name)) => format.write(cx, &model, name, &writing)?,
+                (None, None) => return Err(Fault::internal(format!("plan: {out} has no type"))),
+            };
             let gate = Instant::now();
             let (artifact, evidence) = inspect(cx, &model, (format, out), &written, each.part(0.8, 1.0))?;
             product.gate_s += gate.elapsed().as_secs_f64();
@@ -193,6 +224,7 @@ impl Stage for Quant {
             product.evidence.extend(written.evidence);
             product.warnings.extend(written.warnings);
             layers.insert(written.dtype.clone(), calibrate::by_layer(&model, &written.matrices));
+            product.details.extend(written.details);
             for (file, hash) in written.files {
                 product.known_hashes.insert(file.clone().into(), hash.sha256);
                 product.files.push(file.into());
@@ -205,11 +237,37 @@ impl Stage for Quant {
         let sizes: Vec<String> = product.artifacts.iter().map(size).collect();
         product.summary = Some(sizes.join(", "));
         if let Some(calibration) = calibration {
-            product.details = calibration.details();
+            product.details.extend(calibration.details());
             product.details.insert("layers".into(), layers.into());
         }
         Ok(product)
     }
+}
+
+/// Plans one output, named `name`, and notes it: what it writes and takes, and that later stages may count on it.
+fn plan_output(
+    admission: &mut Admission<'_>,
+    planned: &mut PlannedStage,
+    format: &'static dyn Format,
+    name: &str,
+    request: &Request<'_>,
+    plan: impl FnOnce(&mut Admission<'_>) -> Option<Draft>,
+) {
+    let written = |a: &PlannedArtifact| a.format == format.name() && a.name.eq_ignore_ascii_case(name);
+    if admission.artifacts.iter().any(written) {
+        let finding = Finding::error(&request.key, format!("{name} is written already"));
+        return admission.report(finding.hint("name each type once"));
+    }
+    // Without a source, which is a finding already, later stages may still count on this output.
+    let draft = plan(admission);
+    let (name, bytes) = draft.as_ref().map_or((name.to_owned(), 0), |draft| (draft.name.clone(), draft.bytes));
+    planned.outputs.extend(draft.map(|draft| draft.out));
+    let stored: u64 = admission.source().map_or(0, |s| s.stored.metas().iter().map(|m| m.bytes).sum());
+    planned.predicted = planned.predicted.then(predict::quant(stored, bytes));
+    if let Some(pass) = calibrate::predicted(admission, request.quant, stored) {
+        planned.predicted = planned.predicted.then(pass);
+    }
+    admission.artifacts.push(PlannedArtifact { format: format.name(), name, bytes });
 }
 
 /// `<recipe name>-Q8_0`; what a file name cannot hold becomes a dash.

@@ -92,7 +92,7 @@ impl Format for Safetensors {
         match (kind.form, writing.calibration) {
             (PackedForm::Plain(_), _) => {}
             (_, Some(calibration)) => {
-                let solved = calibration.solve(cx, model, (&plan.targets(), None), writing)?;
+                let solved = calibration.solve(cx, model, &plan.targets(), writing)?;
                 (rows, matrices) = (Some(solved.rows), solved.matrices);
             }
             (_, None) => {
