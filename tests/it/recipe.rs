@@ -290,6 +290,7 @@ fn verdict(path: &Path) -> String {
         quant: vec![QuantCapability {
             format: "gguf".into(),
             types: names(&["F16", "Q8_0", "Q4_0"]),
+            choices: names(&["Q8_0", "Q4_0", "Q4_K"]),
             architectures: names(&["llama", "qwen3_moe"]),
         }],
         quant_algorithms: names(&["rtn", "gptq"]),

@@ -79,3 +79,39 @@ impl Candidates {
         places
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::family;
+
+    #[test]
+    fn types_are_those_that_rows_fit_by_bytes_and_a_plan_takes_what_was_picked() {
+        let fixture = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/llama");
+        let spec = family::open(&fixture).unwrap().spec;
+        // Rows of 64 and 96: 256 divides neither, 64 not both.
+        let types = [Dtype::Q8_0, Dtype::Q6K, Dtype::Q2_0, Dtype::Q4_0];
+        let candidates = Candidates::of(&spec, &types).unwrap();
+        let of = |name: &str| candidates.tensors.iter().find(|c| c.tensor.name == name).unwrap();
+        assert_eq!(of("blk.0.attn_q.weight").types, [Dtype::Q2_0, Dtype::Q4_0, Dtype::Q8_0]);
+        assert_eq!(of("blk.0.ffn_down.weight").types, [Dtype::Q4_0, Dtype::Q8_0]);
+        assert_eq!(
+            (of("output_norm.weight").types.as_slice(), of("output_norm.weight").group),
+            (&[Dtype::F32][..], None)
+        );
+        assert_eq!(candidates.groups[of("output.weight").group.unwrap()], Group { role: "head", blocks: None });
+        let turned = |f: &&Fallback| f.tensor == "blk.1.ffn_down.weight";
+        let given: Vec<Dtype> = candidates.fallbacks.iter().filter(turned).map(|f| f.given).collect();
+        assert_eq!(given, [Dtype::Q8_0, Dtype::Q4_0]);
+
+        let (least, most) = (candidates.extreme("least", false).unwrap(), candidates.extreme("most", true).unwrap());
+        assert!(least.data_bytes < most.data_bytes);
+        let path = std::path::Path::new("x.gguf");
+        let header = least.header_bytes(&[], path).unwrap();
+        assert_eq!(header, most.header_bytes(&[], path).unwrap(), "a header does not depend on the types");
+        // Q8_0's, and that of the mix whose matrices these are.
+        assert_eq!((most.file_type, most.name.as_str()), (7, "most"));
+        let picks: Vec<usize> = candidates.tensors.iter().map(|c| usize::from(c.types.len() == 3)).collect();
+        assert_eq!(candidates.plan("4.50bpw", &picks).unwrap().file_type, 2);
+    }
+}

@@ -37,7 +37,7 @@ impl ErrorTable {
         probes
     }
 
-    /// The model of `base` with these picks (by tensor, see [`Candidates::plan`]) rounded to the nearest.
+    /// The type of every weight under these picks, by tensor as [`Candidates::plan`] takes them.
     pub fn picked(&self, candidates: &Candidates, picks: &[usize]) -> HashMap<String, Dtype> {
         let choices = candidates.tensors.iter().zip(picks).filter(|(candidate, _)| candidate.group.is_some());
         let weights = |(candidate, &pick): (&super::Candidate, &usize)| {
