@@ -147,7 +147,13 @@ fn what_no_target_can_be_is_refused_before_anything_runs() {
         json!({ "target": { "bitsPerWeight": 5 }, "format": "safetensors", "quantTypes": ["W4A16", "W8A16"] }),
     ];
     let report: String = cases.into_iter().map(|keys| refused(keys) + "\n").collect();
-    insta::assert_snapshot!(report, @"");
+    insta::assert_snapshot!(report, @r"
+    recipe: stages[0].target: 455688 bytes are out of reach: files of these types take 953120 to 2663200 (3.14 to 8.77 bits per weight)
+    recipe: stages[0].target: 5000000 bytes are out of reach: files of these types take 953120 to 2663200 (3.14 to 8.77 bits per weight)
+    recipe: stages[0].target: says more than one thing
+    recipe: stages[0].quantTypes[0]: this build has no quantization type `Q4_K_M`
+    recipe: stages[0].target: format safetensors takes no target
+    ");
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn limit(aim: QuantAim, parameters: u64) -> Option<u64> {
 /// Where the file goes and what it takes: as much as its target, or all that its types can.
 pub(super) fn plan(admission: &mut Admission<'_>, aim: QuantAim, request: &Request<'_>) -> Option<Draft> {
     let (name, types) = (aim.label(), types(request.quant));
-    if types.is_empty() {
+    if types.is_empty() || types.len() < request.quant.quant_types.len() {
         return None;
     }
     let out = out_path(&admission.recipe.name, &name);
