@@ -39,9 +39,9 @@ pub(super) fn fit_scales_and_offsets(
     for (values, weights) in values.chunks(LANES * N).zip(weights.chunks(LANES * N)) {
         let lanes = Blocks::<N>::gather(values, weights);
         let fit = fit_affine(&lanes.x, &lanes.w, top, trials, Offsets::Any);
-        let table = Table::Whole(0.0, top);
+        let (table, store) = (Table::Whole(0.0, top), Store::ScaleOffset { kind: ScaleType::F16 });
         let fits = fit.scale.iter().zip(&fit.offset).take(values.len() / N);
-        out.extend(fits.map(|(&step, &offset)| Levels::single(N, table, Store::ScaleOffset, step, offset)));
+        out.extend(fits.map(|(&step, &offset)| Levels::single(N, table, store, step, offset)));
     }
 }
 

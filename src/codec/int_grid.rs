@@ -1,9 +1,9 @@
-//! Whole numbers times a scale per group, as compressed-tensors and the frontier contracts keep them: groups of any
-//! length or whole rows, symmetric or with a zero point, ternary and binary among them.
+//! Whole numbers times a scale per group, as compressed-tensors, MLX and the frontier contracts keep them: groups of any
+//! length or whole rows, symmetric, with a zero point or with an offset, ternary and binary among them.
 //!
 //! A stored row is an internal form that a file's writer takes apart with [`IntGrid::split_row`]: the codes, element i at
 //! bits `i · bits` of little-endian 32-bit words; then a scale per group, two bytes each; then, where there are zero
-//! points, a byte per group.
+//! points, a byte per group, or where there are offsets two.
 
 use super::fit_affine::{Offsets, fit_affine};
 use super::fit_linear::{Sign, Span, fit_linear};
@@ -44,6 +44,8 @@ pub struct IntRow<'a> {
     pub scales: &'a [u8],
     /// The code that stands for zero, per group; empty for grids without zero points.
     pub zero_points: &'a [u8],
+    /// One little-endian offset of two bytes per group; empty for grids without offsets.
+    pub offsets: &'a [u8],
 }
 
 static BINARY: [f32; 2] = [-1.0, 1.0];
@@ -70,6 +72,17 @@ impl IntGrid {
         let top = ((1 << bits) - 1) as f32;
         let store = Store::ScaleZero { kind: scale, most: top };
         IntGrid { bits, group, table: Table::Whole(0.0, top), store, fit: Fit::Search, called: "asymmetric" }
+    }
+
+    /// `scale · q + offset` with q from 0 to 2^bits − 1, for 2 to 8 bits, the offset as wide as the scale: MLX's `affine`.
+    ///
+    /// # Panics
+    /// As [`IntGrid::symmetric`].
+    pub fn affine(bits: usize, group: usize, scale: ScaleType) -> Self {
+        assert!((2..=8).contains(&bits) && group > 0, "2 to 8 bits in groups of at least one");
+        let top = ((1 << bits) - 1) as f32;
+        let store = Store::ScaleOffset { kind: scale };
+        IntGrid { bits, group, table: Table::Whole(0.0, top), store, fit: Fit::Search, called: "affine" }
     }
 
     /// −1, 0, +1 times an f16 scale, in two bits.
@@ -113,17 +126,26 @@ impl IntGrid {
         matches!(self.store, Store::ScaleZero { .. })
     }
 
+    fn stores_offsets(&self) -> bool {
+        matches!(self.store, Store::ScaleOffset { .. })
+    }
+
     fn kind(&self) -> ScaleType {
         match self.store {
-            Store::Scale { kind, .. } | Store::ScaleZero { kind, .. } => kind,
+            Store::Scale { kind, .. } | Store::ScaleZero { kind, .. } | Store::ScaleOffset { kind } => kind,
             _ => ScaleType::F16,
         }
     }
 
-    /// Bytes of the codes, of the scales and of the zero points of a row.
+    /// Bytes of the codes, of the scales and of the zero points or offsets of a row.
     fn parts(&self, cols: usize) -> [usize; 3] {
         let groups = self.groups(cols);
-        [(cols * self.bits).div_ceil(32) * 4, 2 * groups, if self.has_zero_points() { groups } else { 0 }]
+        let third = match self.store {
+            Store::ScaleZero { .. } => groups,
+            Store::ScaleOffset { .. } => 2 * groups,
+            _ => 0,
+        };
+        [(cols * self.bits).div_ceil(32) * 4, 2 * groups, third]
     }
 
     /// The parts of a stored row of `cols` columns.
@@ -134,8 +156,9 @@ impl IntGrid {
         let [codes, scales, zeros] = self.parts(cols);
         assert_eq!(row.len(), codes + scales + zeros, "one stored row of {cols} columns");
         let (codes, rest) = row.split_at(codes);
-        let (scales, zero_points) = rest.split_at(scales);
-        IntRow { codes, scales, zero_points }
+        let (scales, third) = rest.split_at(scales);
+        let (zero_points, offsets) = if self.stores_offsets() { third.split_at(0) } else { third.split_at(zeros) };
+        IntRow { codes, scales, zero_points, offsets }
     }
 
     /// The code of every column of a stored row, counted from the lowest level.
@@ -157,6 +180,9 @@ impl IntGrid {
     fn by_extremes(&self, values: &[f32]) -> Levels {
         let (low, high) = bounds(values);
         let span = self.table.count() as f32 - 1.0;
+        if self.stores_offsets() {
+            return self.levels(values.len(), (high - low) / span, low);
+        }
         if self.has_zero_points() {
             let (low, high) = (low.min(0.0), high.max(0.0));
             return self.levels(values.len(), (high - low) / span, low);
@@ -194,7 +220,7 @@ impl Grid for IntGrid {
     }
 
     fn has_offsets(&self) -> bool {
-        self.has_zero_points()
+        self.has_zero_points() || self.stores_offsets()
     }
 
     fn fit(&self, values: &[f32], weights: &[f32], size: usize) -> Vec<Levels> {
@@ -227,6 +253,12 @@ impl Grid for IntGrid {
         for (levels, out) in levels.iter().zip(scales.as_chunks_mut::<2>().0) {
             *out = self.kind().bytes(levels.head[0]);
         }
+        if self.stores_offsets() {
+            for (levels, out) in levels.iter().zip(zeros.as_chunks_mut::<2>().0) {
+                *out = self.kind().bytes(levels.head[1]);
+            }
+            return;
+        }
         for (levels, out) in levels.iter().zip(zeros) {
             *out = levels.head[1] as u8;
         }
@@ -240,7 +272,8 @@ impl Grid for IntGrid {
         for (g, (values, codes)) in values.chunks_mut(group).zip(codes.chunks(group)).enumerate() {
             let step = self.kind().read([parts.scales[2 * g], parts.scales[2 * g + 1]]);
             let zero = parts.zero_points.get(g).copied();
-            let offset = zero.map_or(-0.0, |zero| -(step * f32::from(zero)));
+            let stored = parts.offsets.as_chunks::<2>().0.get(g).map(|raw| self.kind().read(*raw));
+            let offset = stored.or(zero.map(|zero| -(step * f32::from(zero)))).unwrap_or(-0.0);
             let rungs = Levels::stored(group, self.table, self.store, step, offset).rungs(0);
             values.iter_mut().zip(codes).for_each(|(v, code)| *v = rungs.value(*code));
         }
@@ -276,6 +309,12 @@ fn search_body(grid: &IntGrid, values: &[f32], weights: &[f32], size: usize, out
                 let sign = if signed { Sign::Any } else { Sign::Positive };
                 let fit = fit_linear(Span { low, high }, &x, &w, &factors, sign);
                 out.extend(fit.scale.iter().take(count).map(|&scale| grid.levels(size, scale, 0.0)));
+            }
+            (Table::Whole(_, top), Store::ScaleOffset { kind }) => {
+                let fit = fit_affine(&x, &w, top, &TRIALS, Offsets::Any);
+                let fits = fit.scale.iter().zip(&fit.offset);
+                let groups = values.chunks(size).zip(weights.chunks(size));
+                out.extend(groups.zip(fits).map(|((x, w), (s, o))| with_offset(grid, x, w, (*s, *o), kind)));
             }
             (Table::Whole(_, top), _) => {
                 let fit = fit_affine(&x, &w, top, &TRIALS, Offsets::Any);
@@ -320,6 +359,34 @@ fn with_zero_point(grid: &IntGrid, x: &[f32], w: &[f32], (scale, offset): (f32, 
                 product += w * level * x;
             }
             step = product * inverse(gain);
+        }
+    }
+    best
+}
+
+/// The best levels whose scale is the storable one at or beside a fitted scale, with the offset that suits it: at many
+/// codes the rounding of a scale moves the farthest of them by a good part of a step. The group's extremes are tried too.
+#[inline(always)]
+fn with_offset(grid: &IntGrid, x: &[f32], w: &[f32], (scale, offset): (f32, f32), kind: ScaleType) -> Levels {
+    let mut best = grid.by_extremes(x);
+    let mut least = error(&best, x, w);
+    let mass: f32 = w.iter().sum();
+    // A step of the stored type, relatively.
+    let grain = if kind == ScaleType::BF16 { 1.0 / 256.0 } else { 1.0 / 2048.0 };
+    for share in [1.0, 1.0 - grain, 1.0 + grain] {
+        let mut levels = grid.levels(x.len(), scale * share, offset);
+        for _ in 0..2 {
+            let off = error(&levels, x, w);
+            if off < least {
+                (best, least) = (levels.clone(), off);
+            }
+            let rungs = levels.rungs(0);
+            let gap: f32 = x.iter().zip(w).map(|(x, w)| w * (x - rungs.nearest(*x).1)).sum();
+            levels = grid.levels(x.len(), levels.steps[0], levels.offsets[0] + gap * inverse(mass));
+        }
+        let off = error(&levels, x, w);
+        if off < least {
+            (best, least) = (levels, off);
         }
     }
     best

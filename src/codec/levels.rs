@@ -64,8 +64,8 @@ impl ScaleType {
 pub(super) enum Store {
     /// One scale for the group; the sign is free where `signed`.
     Scale { kind: ScaleType, signed: bool },
-    /// An f16 scale and an f16 offset.
-    ScaleOffset,
+    /// A scale and an offset, both of this type.
+    ScaleOffset { kind: ScaleType },
     /// A scale and the whole code that stands for zero, up to `most`.
     ScaleZero { kind: ScaleType, most: f32 },
     /// Per part a multiple from `low` to `high` of one f16 step and, where `offsets`, one from 0 to `high` of another
@@ -122,9 +122,9 @@ impl Levels {
                 let step = kind.nearest(step);
                 (if signed || step > 0.0 { step } else { 0.0 }, -0.0, 0.0)
             }
-            Store::ScaleOffset => {
-                let offset = ScaleType::F16.nearest(offset);
-                (ScaleType::F16.nearest(step), offset, offset)
+            Store::ScaleOffset { kind } => {
+                let offset = kind.nearest(offset);
+                (kind.nearest(step), offset, offset)
             }
             Store::ScaleZero { kind, most } => {
                 let step = kind.nearest(step);

@@ -20,6 +20,7 @@ mod heads;
 mod importance;
 mod importance_matrix;
 mod metric;
+mod mlx;
 mod packed;
 mod quant_gguf;
 mod quant_mix;
@@ -53,9 +54,10 @@ pub use heads::{
 pub use importance::{COUNTS_VERSION, IMPORTANCE_FILE, Importance, METRIC_VERSION, PerLayer, UnderObserved};
 pub use importance_matrix::{Coverage, ImportanceMatrix};
 pub use metric::Metric;
+pub use mlx::{MLX_GROUPS, MLX_TYPES, MlxPlan, MlxType, mlx_config, mlx_type, plan_mlx, write_mlx};
 pub use packed::{
-    GROUP_SIZES, PACKED_TYPES, PackedForm, PackedMatrix, PackedPlan, PackedType, half_type, packed_config, packed_type,
-    plan_packed, solve_unseen, write_packed,
+    GROUP_SIZES, PACKED_TYPES, PackedForm, PackedMatrix, PackedPlan, PackedType, Unseen, half_type, packed_config,
+    packed_type, plan_packed, solve_unseen, write_packed,
 };
 pub use quant_gguf::{Fallback, PlannedTensor, QuantPlan, plan_assigned, plan_quant, write_gguf};
 pub use quant_mix::{QUANT_MIXES, QUANT_TYPES, QuantMix, quant_mix};

@@ -19,6 +19,10 @@ impl Family for Llama {
         true
     }
 
+    fn loads_in_mlx(&self) -> bool {
+        true
+    }
+
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
         let traits = Traits { mlp_bias: true, ..Traits::of(self.name()) };
         decoder::spec(&traits, config)

@@ -67,6 +67,11 @@ pub trait Family: Sync {
     fn packs_layers(&self) -> bool {
         false
     }
+    /// Directories in MLX's layout were seen to load in mlx_lm with the logits this engine computes:
+    /// docs/VERIFICATION.md.
+    fn loads_in_mlx(&self) -> bool {
+        false
+    }
     /// Other names its tensors go by: applied to every stored name, in this order, each at most once.
     fn aliases(&self) -> &'static [Alias] {
         &[]

@@ -23,6 +23,10 @@ impl Family for Olmoe {
         true
     }
 
+    fn loads_in_mlx(&self) -> bool {
+        true
+    }
+
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
         let experts = |keys: &Keys<'_>| decoder::experts(keys, "intermediate_size");
         let traits = Traits { qk_norm: QkNorm::Rows, experts: Some(experts), ..Traits::of(self.name()) };

@@ -19,6 +19,10 @@ impl Family for Qwen2 {
         true
     }
 
+    fn loads_in_mlx(&self) -> bool {
+        true
+    }
+
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
         let traits = Traits { attention_bias: AttentionBias::Qkv, ..Traits::of(self.name()) };
         decoder::spec(&traits, config)

@@ -21,6 +21,10 @@ impl Family for Qwen3Moe {
         true
     }
 
+    fn loads_in_mlx(&self) -> bool {
+        true
+    }
+
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
         let traits = Traits { qk_norm: QkNorm::Heads, experts: Some(experts), ..Traits::of(self.name()) };
         decoder::spec(&traits, config)

@@ -40,13 +40,18 @@ impl Stage for Package {
                 admission
                     .report(finding.hint("add a prune, expert-prune, context-extend or quant stage, or package gguf"));
             }
+            "mlx" if !writes(admission, "mlx") => {
+                let finding = Finding::error(key, "no quant stage before it writes a directory for MLX");
+                admission.report(finding.hint("add a quant stage of format mlx, or package safetensors"));
+            }
             EVERYTHING if admission.artifacts.is_empty() && !admission.is_pruned => {
                 admission.report(Finding::error(key, "no stage before it makes an artifact").hint("add a quant stage"));
             }
-            "gguf" | "safetensors" | EVERYTHING => {}
+            "gguf" | "safetensors" | "mlx" | EVERYTHING => {}
             other => {
-                let finding = Finding::error(key, format!("this build packages gguf and safetensors, not {other:?}"));
-                admission.report(finding.hint("say gguf, safetensors or auto"));
+                let finding =
+                    Finding::error(key, format!("this build packages gguf, safetensors and mlx, not {other:?}"));
+                admission.report(finding.hint("say gguf, safetensors, mlx or auto"));
             }
         }
         admission.is_packaged = true;

@@ -12,6 +12,8 @@ fn own_grids() -> Vec<IntGrid> {
             grids.push(IntGrid::symmetric(bits, group, ScaleType::BF16, false));
             grids.push(IntGrid::symmetric(bits, group, ScaleType::F16, true));
             grids.push(IntGrid::asymmetric(bits, group, ScaleType::BF16));
+            grids.push(IntGrid::affine(bits, group, ScaleType::BF16));
+            grids.push(IntGrid::affine(bits, group, ScaleType::F16));
             grids.push(IntGrid::asymmetric(bits, group, ScaleType::F16).without_search());
         }
     }

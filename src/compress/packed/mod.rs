@@ -22,7 +22,8 @@ use crate::family::{BlockSpec, Holding, LinearSpec, ModelSpec, OpenModel, Role, 
 use crate::model::{DeclaredTensor, TensorSource};
 
 pub use config::packed_config;
-pub use rows::solve_unseen;
+pub use rows::{Unseen, solve_unseen};
+pub(super) use write::copy_dense;
 pub use write::write_packed;
 
 /// What a type does to the weights.
@@ -292,6 +293,11 @@ impl PackedPlan {
     pub fn targets(&self) -> Targets {
         let target = |m: &PackedMatrix| Target { grid: GridRef::Shared(Arc::new(m.grid)), dtype: None };
         self.matrices.iter().map(|matrix| (matrix.weight.clone(), target(matrix))).collect()
+    }
+
+    /// The matrices, for a solver that sees weights only.
+    pub fn unseen(&self) -> Vec<Unseen<'_>> {
+        self.matrices.iter().map(|m| Unseen { weight: &m.weight, rows: m.rows, cols: m.cols, grid: &m.grid }).collect()
     }
 
     /// Bytes of tensor data.

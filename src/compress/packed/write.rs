@@ -77,7 +77,7 @@ pub fn write_packed(
     let mut written = 0u64;
     for (piece, tensor) in plan.pieces() {
         match piece {
-            None => dense(model.stored.as_ref(), &tensor, &mut writer)?,
+            None => copy_dense(model.stored.as_ref(), &tensor, &mut writer)?,
             Some((matrix, part)) => {
                 let solved = rows.and_then(|rows| rows.rows(&matrix.weight)).ok_or_else(|| ModelError::Misuse {
                     path: out.to_owned(),
@@ -141,7 +141,7 @@ pub(super) fn zero_points(rows: &[&[u8]], bits: usize) -> Vec<u8> {
 }
 
 /// A tensor that stays, in the type it is declared in.
-fn dense(stored: &dyn TensorSource, tensor: &DeclaredTensor, writer: &mut SafetensorsWriter) -> Result<(), ModelError> {
+pub fn copy_dense(stored: &dyn TensorSource, tensor: &DeclaredTensor, writer: &mut SafetensorsWriter) -> Result<(), ModelError> {
     let meta = stored.require(&tensor.name)?;
     let codec = codec_for(tensor.dtype).filter(|_| meta.dtype != tensor.dtype);
     let Some(codec) = codec else { return writer.copy(&tensor.name, stored, &tensor.name) };

@@ -11,11 +11,35 @@ pub(super) fn add_product(
     (y, y_row): (&mut [f32], usize),
     add: bool,
 ) {
+    product((m, k, n), (a, a_row), (b, b_row, 1), (y, y_row), add);
+}
+
+/// `y = a · bᵀ` for `a [m, k]`, `b [n, k]` and `y [m, n]`.
+///
+/// # Panics
+/// When a slice is too short.
+pub(super) fn product_turned(
+    size: (usize, usize, usize),
+    a: (&[f32], usize),
+    (b, b_row): (&[f32], usize),
+    y: (&mut [f32], usize),
+) {
+    product(size, a, (b, 1, b_row), y, false);
+}
+
+fn product(
+    (m, k, n): (usize, usize, usize),
+    (a, a_row): (&[f32], usize),
+    (b, b_row, b_col): (&[f32], usize, usize),
+    (y, y_row): (&mut [f32], usize),
+    add: bool,
+) {
     if m == 0 || n == 0 {
         return;
     }
     let reach = |rows: usize, row: usize, cols: usize| if rows == 0 { 0 } else { (rows - 1) * row + cols };
-    assert!(a.len() >= reach(m, a_row, k) && b.len() >= reach(k, b_row, n) && y.len() >= reach(m, y_row, n));
+    let b_reach = if k == 0 { 0 } else { (k - 1) * b_row + (n - 1) * b_col + 1 };
+    assert!(a.len() >= reach(m, a_row, k) && b.len() >= b_reach && y.len() >= reach(m, y_row, n));
     // SAFETY: the three matrices lie within their slices, as just asserted; y is uniquely borrowed.
     unsafe {
         gemm::gemm(
@@ -30,7 +54,7 @@ pub(super) fn add_product(
             1,
             a_row as isize,
             b.as_ptr(),
-            1,
+            b_col as isize,
             b_row as isize,
             if add { 1.0 } else { 0.0 },
             1.0,

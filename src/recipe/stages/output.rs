@@ -76,6 +76,8 @@ stage_type! {
             format: QuantFormat,
             /// Types to write, one file each: `Q8_0`, `Q4_K_M`, `F16`, …; in format `frontier` the ids of contracts. With
             /// `target`: types of single tensors (`Q4_K`, `Q8_0`, …) to choose from.
+            /// Types to write, one file each: `Q8_0`, `Q4_K_M`, `F16`, …; in format `mlx` `MLX4` and so on; in format
+            /// `frontier` the ids of contracts.
             #[schemars(length(min = 1))]
             quant_types: Vec<String>,
         }
@@ -98,8 +100,8 @@ stage_type! {
             /// Solve a layer on inputs that its own block's earlier layers have made as compressed: better by a little,
             /// and two to four times the passes.
             true_sequential: bool = false,
-            /// Columns that share a scale, in format `safetensors`: 32, 64 or 128; -1: all of a row. Layers whose rows it
-            /// does not divide take the next narrower one.
+            /// Columns that share a scale: in format `safetensors` 32, 64 or 128 (when not said), or -1 for all of a row; in
+            /// format `mlx` 32, 64 (when not said) or 128. Layers whose rows it does not divide take the next narrower one.
             #[schemars(range(min = -1, max = 128))]
             group_size: i64,
             /// Steps of descent per block, with `algorithm` `block-tune`.

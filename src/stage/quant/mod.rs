@@ -79,6 +79,7 @@ crate::registry! {
         gguf => Gguf,
         frontier => Frontier,
         safetensors => Safetensors,
+        mlx => Mlx,
     }
 }
 
@@ -160,7 +161,7 @@ impl Stage for Quant {
     }
 
     fn summary(&self) -> &'static str {
-        "write the model in fewer bits: GGUF in llama.cpp's mixes, directories of compressed-tensors, bf16 or f16"
+        "write the model in fewer bits: GGUF in llama.cpp's mixes, directories of compressed-tensors or MLX, bf16 or f16"
     }
 
     fn plan(&self, admission: &mut Admission<'_>, spec: &StageSpec, place: Place) -> PlannedStage {

@@ -42,17 +42,7 @@ impl Format for Safetensors {
                 return None;
             }
         };
-        if admission.source().is_some_and(|source| source.path.is_file()) {
-            let finding = Finding::error(&request.key, "a GGUF file has no configuration to write beside the weights");
-            admission.report(finding.hint("start from the model's safetensors"));
-            return None;
-        }
-        let is_mxfp4 = |tensor: &StoredTensor| {
-            matches!(tensor.holding, Holding::Stack { layout: StackLayout::Mxfp4Interleaved, .. })
-        };
-        if admission.source().is_some_and(|source| source.storage().tensors().iter().any(is_mxfp4)) {
-            let finding = Finding::error(&request.key, "the source holds its experts in MXFP4, which are not repacked");
-            admission.report(finding.hint("use format gguf, or start from an unquantized copy of the model"));
+        if !is_directory_to_repack(admission, &request.key) {
             return None;
         }
         let (spec, half) = (admission.model()?, admission.source().map_or(Ok(Dtype::BF16), half_type));
@@ -102,7 +92,7 @@ impl Format for Safetensors {
                 let total: usize = plan.matrices.iter().map(|m| m.grid.row_bytes(m.cols).unwrap_or(0) * m.rows).sum();
                 let report = |done| solving.of(done, total as u64, solver.name());
                 let path = cx.work.join(format!("{}.rows", writing.out));
-                rows = Some(solve_unseen(model.tensors.as_ref(), &plan, solver, &path, &report)?);
+                rows = Some(solve_unseen(model.tensors.as_ref(), &plan.unseen(), solver, &path, &report)?);
             }
         }
         let (total, detail) = (plan.data_bytes(), format!("write {}", kind.name));
@@ -121,6 +111,25 @@ impl Format for Safetensors {
         written.matrices = matrices;
         Ok(written)
     }
+}
+
+/// Whether the source can become another directory; a finding where it cannot.
+pub(super) fn is_directory_to_repack(admission: &mut Admission<'_>, key: &str) -> bool {
+    let is_mxfp4 =
+        |tensor: &StoredTensor| matches!(tensor.holding, Holding::Stack { layout: StackLayout::Mxfp4Interleaved, .. });
+    let finding = match admission.source() {
+        Some(source) if source.path.is_file() => {
+            Finding::error(key, "a GGUF file has no configuration to write beside the weights")
+                .hint("start from the model's safetensors")
+        }
+        Some(source) if source.storage().tensors().iter().any(is_mxfp4) => {
+            Finding::error(key, "the source holds its experts in MXFP4, which are not repacked")
+                .hint("use format gguf, or start from an unquantized copy of the model")
+        }
+        _ => return true,
+    };
+    admission.report(finding);
+    false
 }
 
 /// `W4A16 g64`; plain types have no group.
