@@ -107,7 +107,7 @@ class Bench:
 
     def quantize(self):
         weights = sum(f.stat().st_size for f in self.args.model.glob("*.safetensors")) / 1e6
-        for kind in ("Q8_0", "Q4_0"):
+        for kind in ("Q8_0", "Q4_0", "Q4_K_M", "Q6_K"):
             ours, theirs = [], []
             for i in range(self.args.repeat):
                 root = self.new_line(f"quantize-{kind}-{i}")

@@ -4,7 +4,7 @@
     CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON" \\
         pip install llama-cpp-python==0.3.36                 (leave AVX-512 out on a CPU that lacks it)
 
-    python scripts/llama_peer.py quantize FROM.gguf TO.gguf TYPE
+    python scripts/llama_peer.py quantize FROM.gguf TO.gguf TYPE [--imatrix FILE.gguf]     (see make_imatrix.py)
     python scripts/llama_peer.py perplexity MODEL.gguf TEXT [--context 512] [--max-windows N]
     python scripts/llama_peer.py greedy MODEL.gguf PROMPT [--tokens 32]
     (each: [--threads 2])
@@ -31,9 +31,28 @@ FILE_TYPES = {
 }
 
 
+def importance(path):
+    """The mean squares of an imatrix file as the array that llama.cpp takes, ended by an entry without a name."""
+    import gguf
+    found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+    entries = []
+    for name in sorted(name for name in found if name.endswith(".in_sum2")):
+        layer = name.removesuffix(".in_sum2")
+        means = np.ascontiguousarray(found[name] / found[f"{layer}.counts"].reshape(-1, 1), np.float32).ravel()
+        entries.append((layer, means))
+    pointer = lambda means: means.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    Entry = llama_cpp.llama_model_imatrix_data
+    array = (Entry * (len(entries) + 1))(*[Entry(n.encode(), pointer(m), m.size) for n, m in entries])
+    return array, entries
+
+
 def quantize(args):
     wanted = llama_cpp.llama_model_quantize_default_params()
     wanted.ftype, wanted.nthread = FILE_TYPES[args.type], args.threads
+    if args.imatrix:
+        # The entries' memory must live as long as the call.
+        array, _entries = importance(args.imatrix)
+        wanted.imatrix = ctypes.cast(array, ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
     started = time.perf_counter()
     status = llama_cpp.llama_model_quantize(args.source.encode(), args.target.encode(), ctypes.byref(wanted))
     if status:
@@ -94,7 +113,9 @@ def main():
             sub.add_argument(place)
         return sub
 
-    verb(quantize, "source", "target").add_argument("type", choices=FILE_TYPES)
+    sub = verb(quantize, "source", "target")
+    sub.add_argument("type", choices=FILE_TYPES)
+    sub.add_argument("--imatrix")
     sub = verb(perplexity, "model", "text")
     sub.add_argument("--context", type=int, default=512)
     sub.add_argument("--max-windows", type=int, default=0)

@@ -163,10 +163,11 @@ pub trait Backend: Sync {
         rows: Option<&[u32]>,
         layers: [(&Self::Weight, Option<&Self::Vector>); N],
     ) -> Result<[Self::Rows; N]>;
-    /// Σ xᵀ·x over all rows of x or those named, `[columns, columns]`, and how many rows that are.
-    fn gram(&self, x: &Self::Rows, rows: Option<&[u32]>) -> Result<(Vec<f32>, usize)>;
-    /// Σ (x[a] − x[b])ᵀ·x[b] over pairs of rows (a, b), `[columns, columns]`.
-    fn drift(&self, x: &Self::Rows, pairs: &[(u32, u32)]) -> Result<Vec<f32>>;
+    /// Adds `factor · Σ xᵀ·x` over all rows of x or those named to `sum`, `[columns, columns]` (an empty one begins with
+    /// zeros), at least on and above the diagonal; says how many rows that are.
+    fn add_gram(&self, x: &Self::Rows, rows: Option<&[u32]>, factor: f32, sum: &mut Vec<f32>) -> Result<usize>;
+    /// Adds Σ (x[a] − x[b])ᵀ·x[b] over pairs of rows (a, b) to all of `sum`, which may be empty, too.
+    fn add_drift(&self, x: &Self::Rows, pairs: &[(u32, u32)], sum: &mut Vec<f32>) -> Result<()>;
     /// Normalises each run of as many columns as the gain has: a row, or each head of a row.
     fn norm(&self, x: &Self::Rows, gain: &Self::Vector, eps: f64) -> Result<Self::Rows>;
     /// (x − mean) / √(variance + eps) · gain + bias of each row.

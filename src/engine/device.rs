@@ -409,24 +409,30 @@ impl Backend for OnDevice {
         })
     }
 
-    fn gram(&self, x: &Tensor, rows: Option<&[u32]>) -> Result<(Vec<f32>, usize)> {
-        self.run(|| {
+    fn add_gram(&self, x: &Tensor, rows: Option<&[u32]>, factor: f32, sum: &mut Vec<f32>) -> Result<usize> {
+        let (gram, count) = self.run(|| {
             let x = match rows {
                 Some(rows) => x.index_select(&self.ids(rows)?, 0)?,
                 None => x.clone(),
             };
             let gram = x.t()?.contiguous()?.matmul(&x.contiguous()?)?;
             Ok((gram.flatten_all()?.to_vec1::<f32>()?, x.dim(0)?))
-        })
+        })?;
+        sum.resize(gram.len(), 0.0);
+        super::vector::add_scaled(sum, factor, &gram);
+        Ok(count)
     }
 
-    fn drift(&self, x: &Tensor, pairs: &[(u32, u32)]) -> Result<Vec<f32>> {
+    fn add_drift(&self, x: &Tensor, pairs: &[(u32, u32)], sum: &mut Vec<f32>) -> Result<()> {
         let (a, b): (Vec<u32>, Vec<u32>) = pairs.iter().copied().unzip();
-        self.run(|| {
+        let drift = self.run(|| {
             let own = x.index_select(&self.ids(&b)?, 0)?;
             let apart = x.index_select(&self.ids(&a)?, 0)?.sub(&own)?;
             apart.t()?.contiguous()?.matmul(&own)?.flatten_all()?.to_vec1::<f32>()
-        })
+        })?;
+        sum.resize(drift.len(), 0.0);
+        super::vector::add(sum, &drift);
+        Ok(())
     }
 
     fn take_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {

@@ -8,7 +8,7 @@ use super::backend::{
 };
 use super::batch::Batch;
 use super::delta_rule::{Gates, delta_rule};
-use super::matmul::{Kernel, PackedInput, PackedWeight, matmul_packed};
+use super::matmul::{Kernel, Lines, PackedInput, PackedWeight, Side, add_outer, matmul_packed};
 use super::pool::Buffer;
 use super::{EngineError, vector};
 use crate::family::{Activation, Pairing};
@@ -17,9 +17,6 @@ type Result<T> = std::result::Result<T, EngineError>;
 
 /// Rows one rayon task takes of cheap row-wise work.
 const ROWS_PER_TASK: usize = 32;
-
-/// Columns one rayon task turns for a gram matrix: a cache line of each row.
-const GRAM_STRIP: usize = 16;
 
 /// Computes on this machine's processors.
 pub struct Host {
@@ -40,31 +37,6 @@ impl HostRows {
 
     fn rows(&self) -> usize {
         self.data.len().checked_div(self.columns).unwrap_or(0)
-    }
-}
-
-/// `[columns, count]` of `count` rows, each value by its row and column.
-fn turned(columns: usize, count: usize, value: impl Fn(usize, usize) -> f32 + Sync) -> Vec<f32> {
-    let mut out = vec![0f32; columns * count];
-    out.par_chunks_mut(GRAM_STRIP * count.max(1)).enumerate().for_each(|(strip, out)| {
-        for i in 0..count {
-            let first = strip * GRAM_STRIP;
-            out[i..].iter_mut().step_by(count).zip(first..).for_each(|(out, column)| *out = value(i, column));
-        }
-    });
-    out
-}
-
-impl Host {
-    /// x·yᵀ of two `[columns, count]`, `[columns, columns]`.
-    fn outer(&self, x: &[f32], y: &[f32], columns: usize, count: usize) -> Vec<f32> {
-        let mut out = vec![0f32; columns * columns];
-        if count > 0 {
-            let input = PackedInput::for_kernel(self.kernel, x, columns, count);
-            let weight = PackedWeight::from_f32_for(self.kernel, y, columns, count);
-            matmul_packed(&input, &weight, &mut out, None);
-        }
-        out
     }
 }
 
@@ -137,19 +109,18 @@ impl Backend for Host {
         }))
     }
 
-    fn gram(&self, x: &HostRows, rows: Option<&[u32]>) -> Result<(Vec<f32>, usize)> {
-        let (columns, count) = (x.columns, rows.map_or(x.rows(), <[u32]>::len));
-        let row = |i: usize| &x.data[rows.map_or(i, |rows| rows[i] as usize) * columns..][..columns];
-        let turned = turned(columns, count, |i, column| row(i)[column]);
-        Ok((self.outer(&turned, &turned, columns, count), count))
+    fn add_gram(&self, x: &HostRows, rows: Option<&[u32]>, factor: f32, sum: &mut Vec<f32>) -> Result<usize> {
+        let side = Side { x: &x.data, columns: x.columns, lines: rows.map_or(Lines::All, Lines::Rows) };
+        sum.resize(x.columns * x.columns, 0.0);
+        add_outer(self.kernel, side, None, factor, sum);
+        Ok(side.count())
     }
 
-    fn drift(&self, x: &HostRows, pairs: &[(u32, u32)]) -> Result<Vec<f32>> {
-        let (columns, count) = (x.columns, pairs.len());
-        let at = |row: u32, column: usize| x.data[row as usize * columns + column];
-        let apart = turned(columns, count, |i, column| at(pairs[i].0, column) - at(pairs[i].1, column));
-        let own = turned(columns, count, |i, column| at(pairs[i].1, column));
-        Ok(self.outer(&apart, &own, columns, count))
+    fn add_drift(&self, x: &HostRows, pairs: &[(u32, u32)], sum: &mut Vec<f32>) -> Result<()> {
+        let side = |lines| Side { x: &x.data, columns: x.columns, lines };
+        sum.resize(x.columns * x.columns, 0.0);
+        add_outer(self.kernel, side(Lines::Apart(pairs)), Some(side(Lines::Seconds(pairs))), 1.0, sum);
+        Ok(())
     }
 
     fn norm(&self, x: &HostRows, gain: &Vec<f32>, eps: f64) -> Result<HostRows> {

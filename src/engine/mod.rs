@@ -34,7 +34,7 @@ mod rewrite;
 mod routing;
 mod tune;
 mod variant;
-mod vector;
+pub(crate) mod vector;
 mod watch;
 
 pub use batch::Batch;

@@ -96,14 +96,17 @@ impl<'a, B: Backend> Watch<'a, B> {
 
     /// The sums of inputs seen; a weight that met none has none.
     pub fn into_sums(self) -> Vec<InputSum> {
-        self.sums.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).all
+        let mut sums = self.sums.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).all;
+        sums.iter_mut().for_each(|sum| super::matmul::mirror(&mut sum.sum, sum.columns));
+        sums
     }
 
-    fn measure(&self, x: &B::Rows, rows: Option<&[u32]>) -> Result<(Vec<f32>, usize, Option<Vec<f32>>)> {
+    /// Adds what the rows of one product say to a sum.
+    fn measure(&self, x: &B::Rows, rows: Option<&[u32]>, sum: &mut InputSum) -> Result<()> {
         let half = self.half.load(Relaxed);
         if half == 0 {
-            let (gram, count) = self.inner.gram(x, rows)?;
-            return Ok((gram, count, None));
+            sum.rows += self.inner.add_gram(x, rows, 1.0, &mut sum.sum)? as u64;
+            return Ok(());
         }
         // Which rows of the batch these are. What comes after a product of chosen rows holds those rows only.
         let chosen = match rows {
@@ -125,17 +128,16 @@ impl<'a, B: Backend> Watch<'a, B> {
                 pairs.push((place(other), place(at)));
             }
         }
-        let (gram, count) = self.inner.gram(x, Some(&own))?;
-        Ok((gram, count, Some(self.inner.drift(x, &pairs)?)))
+        sum.rows += self.inner.add_gram(x, Some(&own), 1.0, &mut sum.sum)? as u64;
+        self.inner.add_drift(x, &pairs, sum.drift.get_or_insert_default())
     }
 
     /// Adds the first tokens of the batch's sequences once more, as often as they count.
-    fn weigh_firsts(&self, x: &B::Rows, gram: &mut [f32]) -> Result<()> {
+    fn weigh_firsts(&self, x: &B::Rows, sum: &mut Vec<f32>) -> Result<()> {
         let sequences = lock(&self.sequences).clone();
         for same in sequences.chunk_by(|a, b| a.1 == b.1) {
             let rows: Vec<u32> = same.iter().map(|(start, _)| *start).collect();
-            let (firsts, _) = self.inner.gram(x, Some(&rows))?;
-            super::vector::add_scaled(gram, same[0].1 as f32 * FIRST_SHARE, &firsts);
+            self.inner.add_gram(x, Some(&rows), same[0].1 as f32 * FIRST_SHARE, sum)?;
         }
         Ok(())
     }
@@ -143,27 +145,23 @@ impl<'a, B: Backend> Watch<'a, B> {
     fn note(&self, names: &[&str], x: &B::Rows, rows: Option<&[u32]>) -> Result<()> {
         let seen: Vec<&str> = names.iter().copied().filter(|&name| self.watched.contains(name)).collect();
         let Some(&first) = seen.first() else { return Ok(()) };
-        let (mut gram, count, drift) = self.measure(x, rows)?;
-        if seen.iter().any(|&name| self.attended.contains(name)) {
-            self.weigh_firsts(x, &mut gram)?;
-        }
         let mut sums = lock(&self.sums);
-        match sums.places.get(first).copied() {
-            Some(place) => {
-                let sum = &mut sums.all[place];
-                sum.rows += count as u64;
-                super::vector::add(&mut sum.sum, &gram);
-                if let (Some(sum), Some(drift)) = (&mut sum.drift, drift) {
-                    super::vector::add(sum, &drift);
-                }
-            }
+        let place = match sums.places.get(first) {
+            Some(place) => *place,
             None => {
                 let place = sums.all.len();
                 sums.places.insert(first.to_owned(), place);
-                let tensors = seen.into_iter().map(str::to_owned).collect();
-                sums.all.push(InputSum { tensors, columns: gram.len().isqrt(), sum: gram, drift, rows: count as u64 });
+                let tensors = seen.iter().map(|&name| name.to_owned()).collect();
+                sums.all.push(InputSum { tensors, columns: 0, sum: Vec::new(), drift: None, rows: 0 });
+                place
             }
+        };
+        let sum = &mut sums.all[place];
+        self.measure(x, rows, sum)?;
+        if seen.iter().any(|&name| self.attended.contains(name)) {
+            self.weigh_firsts(x, &mut sum.sum)?;
         }
+        sum.columns = sum.sum.len().isqrt();
         Ok(())
     }
 }
@@ -234,12 +232,12 @@ impl<B: Backend> Backend for Watch<'_, B> {
         self.inner.linears(x, rows, layers.map(|(weight, bias)| (&weight.weight, bias)))
     }
 
-    fn gram(&self, x: &Self::Rows, rows: Option<&[u32]>) -> Result<(Vec<f32>, usize)> {
-        self.inner.gram(x, rows)
+    fn add_gram(&self, x: &Self::Rows, rows: Option<&[u32]>, factor: f32, sum: &mut Vec<f32>) -> Result<usize> {
+        self.inner.add_gram(x, rows, factor, sum)
     }
 
-    fn drift(&self, x: &Self::Rows, pairs: &[(u32, u32)]) -> Result<Vec<f32>> {
-        self.inner.drift(x, pairs)
+    fn add_drift(&self, x: &Self::Rows, pairs: &[(u32, u32)], sum: &mut Vec<f32>) -> Result<()> {
+        self.inner.add_drift(x, pairs, sum)
     }
 
     fn norm(&self, x: &Self::Rows, gain: &Self::Vector, eps: f64) -> Result<Self::Rows> {

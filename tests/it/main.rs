@@ -17,6 +17,7 @@ mod house_rules;
 mod layouts;
 mod line;
 mod modality;
+mod mlx;
 mod model_files;
 mod node;
 mod observe;

@@ -6,6 +6,7 @@
 use super::panel::Coded;
 use super::product::{add_product, dot};
 use crate::codec::{Grid, Levels};
+use crate::engine::vector::add_scaled;
 
 /// A panel of rows on its way down.
 pub(super) struct Descent<'a> {
@@ -72,7 +73,7 @@ impl<'a> Descent<'a> {
                         self.coded.codes[at] = code;
                         self.values[at] = value;
                         let pull = &mut self.pull[r * cols..(r + 1) * cols];
-                        pull.iter_mut().zip(h).for_each(|(pull, h)| *pull -= step * h);
+                        add_scaled(pull, -step, h);
                         changed += 1;
                     }
                 }

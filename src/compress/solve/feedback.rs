@@ -5,6 +5,7 @@ use super::panel::Coded;
 use super::product::add_product;
 use super::rtn::fit_row;
 use crate::codec::{Grid, Levels, Rungs};
+use crate::engine::vector::add_scaled;
 
 /// Columns whose errors reach the columns behind them at once.
 const LAZY: usize = 128;
@@ -46,8 +47,7 @@ pub(super) fn in_natural_order(grid: &dyn Grid, wanted: &[f32], metric: &Metric)
                     coded.codes[r * cols + j] = code;
                     let error = w - value;
                     errors[r * cols + j] = error;
-                    let ahead = &mut pull[at + 1..(r + 1) * width];
-                    ahead.iter_mut().zip(row).for_each(|(pull, v)| *pull += error * v);
+                    add_scaled(&mut pull[at + 1..(r + 1) * width], error, row);
                 }
             }
         }
@@ -128,8 +128,7 @@ pub(super) fn in_given_order(
                 coded.codes[r * cols + column] = code;
                 let error = w - value;
                 errors[r * cols + j] = error;
-                let ahead = &mut pull[at + 1..(r + 1) * width];
-                ahead.iter_mut().zip(row).for_each(|(pull, v)| *pull += error * v);
+                add_scaled(&mut pull[at + 1..(r + 1) * width], error, row);
             }
         }
     }

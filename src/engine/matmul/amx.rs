@@ -135,6 +135,27 @@ macro_rules! micro_kernel {
 }
 
 impl Configured {
+    /// Products of one panel of rounded values with another, both without low halves.
+    ///
+    /// # Safety
+    /// As [`Configured::multiply`].
+    pub unsafe fn multiply_rounded(&self, input: &[TileRow], weight: &[TileRow], target: *mut f32, stride: usize) {
+        let steps = input.len() / PANEL;
+        assert!(steps > 0 && input.len() == steps * PANEL && weight.len() == input.len());
+        let (a, b) = (input.as_ptr(), weight.as_ptr());
+        // SAFETY: the panels hold `steps` steps of the 2 KiB that each step's loads address, tiles are configured (self), and
+        // the caller vouches for the target.
+        unsafe {
+            micro_kernel!(a, b, steps, target, stride, a_step: 2048, b_step: 2048,
+                "tileloadd tmm4, [{b} + {s}*1]",
+                "tileloadd tmm6, [{a} + {s}*1]",
+                "tileloadd tmm7, [{a} + {s}*1 + 1024]",
+                "tileloadd tmm5, [{b} + {s}*1 + 1024]",
+                products!(),
+            )
+        }
+    }
+
     /// Products of one panel of input rows with one panel of weight rows.
     ///
     /// `exact` weights are bf16 (one half per step); others carry a low half. `half` means that only the first 16

@@ -118,13 +118,7 @@ fn f32_panel(values: &[f32], k: usize, rows: usize, stride: usize, exact: bool, 
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn transposed_panel(values: &[f32], stride: usize, rows: usize, columns: usize, panel: &mut [TileRow]) {
-    // Interleaves the halves of 32 bf16: elements 0, 16, 1, 17, …
-    let mut order = [0u16; 32];
-    for (i, place) in order.iter_mut().enumerate() {
-        *place = (i / 2 + 16 * (i % 2)) as u16;
-    }
-    // SAFETY: the array is 64 bytes.
-    let order = unsafe { _mm512_loadu_epi16(order.as_ptr().cast()) };
+    let order = lanes_of_pairs();
     for (step, tiles) in panel.chunks_exact_mut(2 * PANEL).enumerate() {
         let (high, low) = tiles.split_at_mut(PANEL);
         for (i, (high, low)) in high.iter_mut().zip(low).enumerate() {
@@ -140,6 +134,18 @@ fn transposed_panel(values: &[f32], stride: usize, rows: usize, columns: usize, 
             store(low, _mm512_permutexvar_epi16(order, lo));
         }
     }
+}
+
+/// Interleaves the halves of 32 bf16: elements 0, 16, 1, 17, …
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) fn lanes_of_pairs() -> __m512i {
+    let mut order = [0u16; 32];
+    for (i, place) in order.iter_mut().enumerate() {
+        *place = (i / 2 + 16 * (i % 2)) as u16;
+    }
+    // SAFETY: the array is 64 bytes.
+    unsafe { _mm512_loadu_epi16(order.as_ptr().cast()) }
 }
 
 /// 32 consecutive values (those in `lanes`; the others are zero) as high and low halves.
@@ -177,7 +183,7 @@ fn widen(bf16: __m256i) -> __m512 {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store(row: &mut TileRow, value: __m512i) {
+pub(super) fn store(row: &mut TileRow, value: __m512i) {
     // SAFETY: a tile row is 64 bytes, aligned to 64.
     unsafe { _mm512_store_si512((&raw mut row.0).cast(), value) }
 }
@@ -185,7 +191,7 @@ fn store(row: &mut TileRow, value: __m512i) {
 /// Stores the 16 × 16 transpose of 32-bit elements (pairs of bf16): in `rows`, line i is column i of a tile.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store_transposed(tile: &mut [TileRow], rows: [__m512i; 16]) {
+pub(super) fn store_transposed(tile: &mut [TileRow], rows: [__m512i; 16]) {
     let mut pairs = [_mm512_setzero_si512(); 16];
     for i in 0..8 {
         pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);

@@ -19,6 +19,7 @@
 
 mod amx_panels;
 mod causal;
+mod outer;
 mod packed;
 mod portable;
 mod recycled;
@@ -30,6 +31,11 @@ mod amx;
 #[path = "amx_absent.rs"]
 mod amx;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx_outer;
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+#[path = "amx_outer_absent.rs"]
+mod amx_outer;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx_pack;
 
 #[cfg(test)]
@@ -39,6 +45,7 @@ use std::sync::OnceLock;
 
 use amx::Amx;
 pub(super) use causal::causal;
+pub(super) use outer::{Lines, Side, add_outer, mirror};
 use packed::{InputData, WeightData};
 pub use packed::{PackedInput, PackedWeight};
 pub use recycled::release_buffers;

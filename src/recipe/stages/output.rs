@@ -74,10 +74,8 @@ stage_type! {
         required {
             /// File format.
             format: QuantFormat,
-            /// Types to write, one file each: `Q8_0`, `Q4_K_M`, `F16`, …; in format `frontier` the ids of contracts. With
-            /// `target`: types of single tensors (`Q4_K`, `Q8_0`, …) to choose from.
             /// Types to write, one file each: `Q8_0`, `Q4_K_M`, `F16`, …; in format `mlx` `MLX4` and so on; in format
-            /// `frontier` the ids of contracts.
+            /// `frontier` the ids of contracts. With `target`: types of single tensors (`Q4_K`, `Q8_0`, …) to choose from.
             #[schemars(length(min = 1))]
             quant_types: Vec<String>,
         }

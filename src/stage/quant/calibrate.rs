@@ -1,6 +1,8 @@
 //! The calibration of a quantization: which text, how much of it, and the pass that solves every matrix on it. Formats
 //! say which weights they want solved in which grid.
 
+use std::sync::{Mutex, PoisonError};
+
 use serde_json::{Map, Value, json};
 
 use super::Writing;
@@ -9,7 +11,7 @@ use crate::compress::{
     TuneOptions,
     default_calibration, read_corpus, sequences, solver_named,
 };
-use crate::engine::PassProgress;
+use crate::engine::{PassProgress, RewriteReport};
 use crate::family::OpenModel;
 use crate::fault::{Fault, Outcome};
 use crate::recipe::stages::Quant;
@@ -88,6 +90,8 @@ pub(in crate::stage) struct Calibration {
     by_depth: bool,
     drift: f32,
     tune_steps: usize,
+    /// What the passes so far took.
+    passes: Mutex<Vec<RewriteReport>>,
 }
 
 impl Calibration {
@@ -134,6 +138,7 @@ impl Calibration {
             by_depth,
             drift,
             tune_steps: quant.tune_steps() as usize,
+            passes: Mutex::default(),
         }))
     }
 
@@ -179,7 +184,9 @@ impl Calibration {
         let span = writing.span.part(0.0, 0.9);
         let report = |p: PassProgress| span.at_rate(p.fraction, self.solver.name(), Some(p.tokens_per_s));
         let path = cx.work.join(format!("{}.rows", writing.out));
-        Ok(how.run(model, &self.sequences, &cx.pass, &path, &report)?)
+        let solved = how.run(model, &self.sequences, &cx.pass, &path, &report)?;
+        self.passes.lock().unwrap_or_else(PoisonError::into_inner).push(solved.pass);
+        Ok(solved)
     }
 
     /// How often each token of the vocabulary occurs in the text.
@@ -192,6 +199,12 @@ impl Calibration {
     /// What a result says about it.
     pub fn details(&self) -> Map<String, Value> {
         let tokens: usize = self.sequences.iter().map(Vec::len).sum();
+        let passes = self.passes.lock().unwrap_or_else(PoisonError::into_inner);
+        let pass = |pass: &RewriteReport| {
+            let (predicted, peak) = (pass.predicted_peak.0, pass.peak.map(|peak| peak.0));
+            json!({ "seconds": pass.seconds, "predictedPeakBytes": predicted, "peakBytes": peak })
+        };
+        let passes: Vec<Value> = passes.iter().map(pass).collect();
         let value = json!({
             "algorithm": self.solver.name(),
             "calibration": {
@@ -201,6 +214,7 @@ impl Calibration {
                 "tokens": tokens,
                 "trueSequential": self.by_depth,
                 "driftShare": self.drift,
+                "passes": passes,
             },
         });
         match value {
