@@ -13,7 +13,7 @@ use super::tuning::{Tunable, TuneOptions, tune};
 use super::{CompressError, QuantPlan};
 use crate::codec::{Grid, grid_for};
 use crate::engine::{
-    InputSum, PassOptions, PassProgress, RewritePlan, RewriteReport, Rewriter, Tune, predict_rewriting, run_rewriting,
+    InputSum, PassOptions, PassProgress, RewritePlan, RewriteReport, Rewriter, STEP_TOKENS, Tune, predict_rewriting, run_rewriting,
 };
 use crate::family::{BlockSpec, LinearSpec, OpenModel};
 use crate::model::{Dtype, TensorSource};
@@ -94,11 +94,26 @@ impl Calibrated<'_> {
 
     /// How [`Calibrated::run`] would lie in memory; nothing is read but headers.
     pub fn predict(&self, model: &OpenModel, tokens: usize, longest: usize, options: &PassOptions) -> RewritePlan {
-        predict_rewriting(model, tokens, longest, options, &|block| self.rounds(block), self.follows_original())
+        let (rounds, work) = (|block: &BlockSpec| self.rounds(block), |block: &BlockSpec| self.work(block));
+        predict_rewriting(model, tokens, longest, options, &rounds, &work, self.follows_original())
     }
 
     fn follows_original(&self) -> bool {
         self.drift > 0.0 || self.solver.tunes_blocks()
+    }
+
+    /// Bytes a solver takes for the largest matrix of a block: its metric in f64 with the matrix and its factor in f32, and
+    /// the weights as they were, as solved and as moved by drift. Tuning keeps all matrices of the block at once, with
+    /// places and averages, values and gradients, and what a step's tokens leave behind for its gradients.
+    fn work(&self, block: &BlockSpec) -> u64 {
+        let inputs = block.inputs();
+        let layers = inputs.iter().flat_map(|input| &input.layers).filter(|l| self.targets.contains_key(&l.weight));
+        let one = |l: &&LinearSpec| (16 * l.cols * l.cols + 12 * l.cols * l.rows) as u64;
+        let tuned = |l: &&LinearSpec| (32 * l.cols * l.rows + 4 * 4 * STEP_TOKENS * (l.cols + l.rows)) as u64;
+        match self.solver.tunes_blocks() {
+            true => layers.map(|l| tuned(&l)).sum(),
+            false => layers.map(|l| one(&l)).max().unwrap_or(0),
+        }
     }
 
     /// Solves every target on the inputs it meets when `sequences` run through the model as compressed so far. The rows
@@ -245,6 +260,10 @@ impl Rewriter for Solving<'_> {
             values.extend(moved.map(|moved| (name, moved)));
         }
         Ok(values)
+    }
+
+    fn work(&self, block: &BlockSpec) -> u64 {
+        self.how.work(block)
     }
 
     fn rewrite(

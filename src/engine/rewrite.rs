@@ -35,6 +35,11 @@ pub trait Rewriter {
         false
     }
 
+    /// Bytes its own work on a block takes beside the sums, at most.
+    fn work(&self, _block: &BlockSpec) -> u64 {
+        0
+    }
+
     /// New values of weights of the block, by name. `inputs` are the sums of this round; a weight that met no token has
     /// none.
     ///
@@ -86,12 +91,15 @@ pub struct RewritePlan {
     pub sums: Bytes,
     /// The largest block's weights as values.
     pub values: Bytes,
+    /// What the rewriter needs beside them.
+    pub work: Bytes,
 }
 
 impl RewritePlan {
-    /// What the pass takes beyond what the process holds already, the rewriter's own work not counted.
+    /// What the pass takes beyond what the process holds already. While a rewriter works no activations are held.
     pub fn total(&self) -> Bytes {
-        self.pass.total() + self.sums + self.values
+        let passing = self.pass.total().saturating_sub(self.pass.hidden);
+        self.pass.hidden + self.sums + self.values + passing.max(self.work)
     }
 }
 
@@ -102,6 +110,7 @@ pub fn predict_rewriting(
     longest: usize,
     options: &PassOptions,
     rounds: &dyn Fn(&BlockSpec) -> Vec<Vec<String>>,
+    work: &dyn Fn(&BlockSpec) -> u64,
     follows_original: bool,
 ) -> RewritePlan {
     let streams = 1 + usize::from(follows_original);
@@ -120,6 +129,7 @@ pub fn predict_rewriting(
         pass,
         sums: Bytes(blocks.iter().map(sums).max().unwrap_or(0)),
         values: Bytes(blocks.iter().map(|block| 4 * block.parameters()).max().unwrap_or(0)),
+        work: Bytes(blocks.iter().map(work).max().unwrap_or(0)),
     }
 }
 
@@ -154,7 +164,8 @@ fn run<B: Backend, R: Rewriter>(
     let lengths: Vec<usize> = pass.sequences.iter().map(Vec::len).collect();
     let (tokens, longest) = (lengths.iter().sum(), lengths.iter().copied().max().unwrap_or(0));
     let follows = rewriter.follows_original();
-    let plan = predict_rewriting(model, tokens, longest, pass.options, &|block| rewriter.rounds(block), follows);
+    let (rounds, work) = (|block: &BlockSpec| rewriter.rounds(block), |block: &BlockSpec| rewriter.work(block));
+    let plan = predict_rewriting(model, tokens, longest, pass.options, &rounds, &work, follows);
     let predicted_peak = memory::resident().unwrap_or_default() + plan.total();
     let class = |length| pass.spec.rope.length_class(length);
     let batch_rows = plan.pass.batch_rows / (1 + usize::from(follows));

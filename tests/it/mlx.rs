@@ -133,7 +133,8 @@ fn every_solver_works_in_it() {
     let errors: HashMap<&str, f64> = ["rtn", "hqq", "gptq"]
         .into_iter()
         .map(|algorithm| {
-            let keys = json!({ "algorithm": algorithm, "groupSize": 32, "calibrationTokens": 1024, "calibrationLength": 64 });
+            let keys =
+                json!({ "algorithm": algorithm, "groupSize": 32, "calibrationTokens": 1024, "calibrationLength": 64 });
             let bench = quantized("qwen3_moe-text", "qwen3_moe", keys);
             if algorithm == "gptq" {
                 let details = &bench.json("result.json")["stages"][0]["details"];

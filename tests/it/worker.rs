@@ -172,7 +172,8 @@ fn everything_wrong_with_a_recipe_is_said_at_once() {
     let bench = Bench::new(&fixture("qwen3_moe"), "qwen3_moe", stages);
     bench.run();
     let fault = bench.fault();
-    for part in ["stages[0].keepExpertsPerLayer", "this build packages gguf, safetensors and mlx", "cannot execute `deploy`"]
+    for part in
+        ["stages[0].keepExpertsPerLayer", "this build packages gguf, safetensors and mlx", "cannot execute `deploy`"]
     {
         assert!(fault.contains(part), "{part} is not in {fault}");
     }

@@ -141,7 +141,11 @@ pub(super) fn zero_points(rows: &[&[u8]], bits: usize) -> Vec<u8> {
 }
 
 /// A tensor that stays, in the type it is declared in.
-pub fn copy_dense(stored: &dyn TensorSource, tensor: &DeclaredTensor, writer: &mut SafetensorsWriter) -> Result<(), ModelError> {
+pub fn copy_dense(
+    stored: &dyn TensorSource,
+    tensor: &DeclaredTensor,
+    writer: &mut SafetensorsWriter,
+) -> Result<(), ModelError> {
     let meta = stored.require(&tensor.name)?;
     let codec = codec_for(tensor.dtype).filter(|_| meta.dtype != tensor.dtype);
     let Some(codec) = codec else { return writer.copy(&tensor.name, stored, &tensor.name) };

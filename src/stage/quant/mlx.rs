@@ -82,8 +82,7 @@ impl Format for Mlx {
             None => None,
         };
         let algorithm = if solved.is_some() { WITHOUT_INPUTS.to_owned() } else { writing.quant.algorithm() };
-        let solver =
-            solver_named(&algorithm).ok_or_else(|| Fault::internal(format!("plan: no solver {algorithm}")))?;
+        let solver = solver_named(&algorithm).ok_or_else(|| Fault::internal(format!("plan: no solver {algorithm}")))?;
         let unseen = plan.unseen(solved.is_some());
         let total: u64 = unseen.iter().map(|m| (m.rows * m.cols) as u64).sum();
         let solving = writing.span.part(if solved.is_some() { 0.9 } else { 0.0 }, 0.95);
