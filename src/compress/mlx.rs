@@ -17,7 +17,7 @@ use super::encoded::EncodedRows;
 use super::packed::{Unseen, copy_dense};
 use super::{ByteProgress, CompressError};
 use crate::codec::{Dtype, Grid, IntGrid, ScaleType, packed_bytes};
-use crate::family::{ModelSpec, OpenModel, Role};
+use crate::family::{BlockSpec, ModelSpec, OpenModel, Role};
 use crate::model::{Config, DeclaredTensor, ModelError, SafetensorsWriter, WrittenModel};
 
 /// A type as recipes name it.
@@ -88,7 +88,11 @@ pub fn plan_mlx(
     let loads = crate::family::by_name(spec.family).is_some_and(|family| family.loads_in_mlx());
     if !loads || !spec.carried.is_empty() {
         let reason = format!("{}: models of the family {} were not seen to load in mlx_lm", kind.name, spec.family);
-        return Err(CompressError::Refused { what: "quant", reason, hint: "use format gguf or safetensors" });
+        return Err(CompressError::Refused { what: "quant", reason, hint: HINT });
+    }
+    if let Some(what) = beyond(spec) {
+        let reason = format!("{}: mlx_lm does not compute {what}", kind.name);
+        return Err(CompressError::Refused { what: "quant", reason, hint: HINT });
     }
     let mut plan = MlxPlan { kind, wanted, layers: Vec::new(), dense: Vec::new(), unpacked: Vec::new(), half };
     let scale = if half == Dtype::F16 { ScaleType::F16 } else { ScaleType::BF16 };
@@ -121,6 +125,17 @@ pub fn plan_mlx(
         }
     }
     Ok(plan)
+}
+
+const HINT: &str = "use format gguf or safetensors";
+
+/// What mlx_lm leaves out where this engine computes it (seen in its 0.32: the logits are another model's).
+fn beyond(spec: &ModelSpec) -> Option<&'static str> {
+    let attention = || spec.blocks.iter().filter_map(BlockSpec::attention);
+    if attention().any(|a| a.clip.is_some()) {
+        return Some("clipped queries, keys and values (clip_qkv)");
+    }
+    attention().any(|a| a.window.is_some()).then_some("sliding windows of attention in this family")
 }
 
 /// The widest group that divides the row and is no wider than asked for.
@@ -242,9 +257,21 @@ impl MlxPlan {
     }
 }
 
-/// The configuration of a directory of `plan`, from that of the model it is made from.
-pub fn mlx_config(config: &Config, plan: &MlxPlan) -> Config {
+/// The configuration of a directory of `plan`, from that of the model it is made from. Keys that newer configurations keep
+/// elsewhere are said once more where mlx_lm looks for them.
+pub fn mlx_config(config: &Config, spec: &ModelSpec, plan: &MlxPlan) -> Config {
     let mut config = config.clone();
+    let rope = config.get("rope_parameters").and_then(Value::as_object).cloned().unwrap_or_default();
+    if let Some(theta) = rope.get("rope_theta").filter(|_| config.get("rope_theta").is_none()) {
+        config.set("rope_theta", theta.clone());
+    }
+    let is_scaled = rope.get("rope_type").and_then(Value::as_str).is_some_and(|kind| kind != "default");
+    if is_scaled && config.get("rope_scaling").is_none() {
+        config.set("rope_scaling", Value::Object(rope));
+    }
+    if let Some((experts, _)) = spec.experts().filter(|_| config.get("num_experts").is_none()) {
+        config.set("num_experts", experts.into());
+    }
     for key in ["quantization_config", "quantization"] {
         config.remove(key);
     }

@@ -152,6 +152,9 @@ fn every_solver_works_in_it() {
 fn what_mlx_does_not_load_is_refused_before_anything_runs() {
     let refused = |model: &str, architecture: &str, keys: Value| quantized(model, architecture, keys).fault();
     insta::assert_snapshot!(refused("llama", "llama", json!({ "groupSize": -1 })), @"recipe: stages[0].groupSize: -1: MLX has kernels for groups of 32, 64 and 128");
-    insta::assert_snapshot!(refused("llama", "llama", json!({ "quantTypes": ["W4A16"] })));
-    insta::assert_snapshot!(refused("gpt_oss", "gpt_oss", json!({})));
+    insta::assert_snapshot!(refused("olmoe", "olmoe", json!({})), @"recipe: stages[0].quantTypes[0]: quant: MLX4: mlx_lm does not compute clipped queries, keys and values (clip_qkv)");
+    let unknown = refused("llama", "llama", json!({ "quantTypes": ["W4A16"] }));
+    assert!(unknown.starts_with("recipe: ") && unknown.contains("W4A16"), "{unknown}");
+    let family = refused("gpt_oss", "gpt_oss", json!({}));
+    assert!(family.starts_with("recipe: ") && family.contains("gpt_oss"), "{family}");
 }

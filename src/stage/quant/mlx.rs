@@ -94,7 +94,7 @@ impl Format for Mlx {
         let report = |done| write.of(done, bytes, &detail);
         let rows: Vec<_> = solved.iter().map(|solved| &solved.rows).chain([&rest]).collect();
         let shards = write_mlx(model, &plan, &rows, (&out, directory::MAX_SHARD_BYTES), &report)?;
-        let config = mlx_config(&model.config, &plan);
+        let config = mlx_config(&model.config, &model.spec, &plan);
         let side_files = directory::carry(&HfDir::open(&model.path)?, &config, &out)?;
         written.bytes = shards.weights.iter().map(|file| file.size).sum();
         written.side_files = side_files.iter().map(|file| format!("{}/{}", writing.out, file.display())).collect();
