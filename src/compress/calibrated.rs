@@ -8,6 +8,8 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::encoded::{EncodedRows, EncodedWriter};
+use super::fold::{Folded, Folds};
+use super::scaling::{Scaling, StoredAs};
 use super::solve::{Matrix, Moments, SolveOptions, Solver, make_up_for_drift};
 use super::tuning::{Tunable, TuneOptions, tune};
 use super::{CompressError, QuantPlan};
@@ -63,6 +65,8 @@ pub struct Calibrated<'a> {
     pub embedding: Option<&'a [f32]>,
     /// Memory for the sums of one round, at most (one input's sum is taken in any case).
     pub sums: Bytes,
+    /// The types of what is not solved, where a solver scales inputs: norms take the scales' inverses.
+    pub stored_as: &'a StoredAs,
 }
 
 /// How one matrix came out.
@@ -77,6 +81,9 @@ pub struct MatrixReport {
     pub error: f64,
     /// The solver, and what else it has to say.
     pub method: String,
+    /// Its columns were scaled by this power of what they are given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exponent: Option<f64>,
 }
 
 /// Solved matrices, and how they came out, in the order they were solved.
@@ -84,18 +91,40 @@ pub struct CalibratedRows {
     pub rows: EncodedRows,
     pub matrices: Vec<MatrixReport>,
     pub pass: RewriteReport,
+    /// What the rest of the model must take over: the solved rows are those of the folded model.
+    pub folds: Folds,
+    /// What was left out, one line each.
+    pub notes: Vec<String>,
+}
+
+impl CalibratedRows {
+    /// The tensors that the rows belong to: those of `base`, folded.
+    pub fn folded(&self, base: &Arc<dyn TensorSource>) -> Result<Arc<dyn TensorSource>, CompressError> {
+        if self.folds.is_empty() {
+            return Ok(base.clone());
+        }
+        Ok(Arc::new(Folded::new(base.clone(), self.folds.clone())?))
+    }
 }
 
 impl Calibrated<'_> {
     /// The weights of a block that are solved, by rounds that keep within the memory for sums.
     fn rounds(&self, block: &BlockSpec) -> Vec<Vec<String>> {
-        rounds(block, &|name| self.targets.contains_key(name), self.sums, self.by_depth)
+        rounds(block, &|name| self.targets.contains_key(name), self.sums, self.order())
     }
 
     /// How [`Calibrated::run`] would lie in memory; nothing is read but headers.
     pub fn predict(&self, model: &OpenModel, tokens: usize, longest: usize, options: &PassOptions) -> RewritePlan {
         let (rounds, work) = (|block: &BlockSpec| self.rounds(block), |block: &BlockSpec| self.work(block));
         predict_rewriting(model, tokens, longest, options, &rounds, &work, self.follows_original())
+    }
+
+    fn order(&self) -> Rounds {
+        match self.solver.scales_inputs() {
+            true => Rounds::Backward,
+            false if self.by_depth => Rounds::ByDepth,
+            false => Rounds::Forward,
+        }
     }
 
     fn follows_original(&self) -> bool {
@@ -131,29 +160,52 @@ impl Calibrated<'_> {
     ) -> Result<CalibratedRows, CompressError> {
         let writer = EncodedWriter::create(path)?;
         let source = model.tensors.as_ref();
-        let mut solving = Solving { how: self, source, writer, matrices: Vec::new(), solved: Vec::new() };
+        let scaling = self.solver.scales_inputs().then(|| Scaling::new(self.targets, self.stored_as, source));
+        let mut solving = Solving { how: self, source, writer, matrices: Vec::new(), solved: Vec::new(), scaling };
         let pass = run_rewriting(model, sequences, options, &mut solving, progress)?;
-        Ok(CalibratedRows { rows: solving.writer.finish()?, matrices: solving.matrices, pass })
+        let (folds, notes) = match solving.scaling {
+            Some(scaling) => {
+                let notes = scaling.notes();
+                (scaling.folds, notes)
+            }
+            None => Default::default(),
+        };
+        Ok(CalibratedRows { rows: solving.writer.finish()?, matrices: solving.matrices, pass, folds, notes })
     }
 }
 
-/// The wanted weights of a block by rounds whose sums keep within `sums`; `by_depth`: those of one depth in each.
+/// In which order the inputs of a block are summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rounds {
+    /// As a forward pass meets them.
+    Forward,
+    /// The same, inputs of one depth in each round.
+    ByDepth,
+    /// Readers before what makes their input, which can still take their scales then.
+    Backward,
+}
+
+/// The wanted weights of a block by rounds whose sums keep within `sums`.
 pub(super) fn rounds(
     block: &BlockSpec,
     wanted: &dyn Fn(&str) -> bool,
     sums: Bytes,
-    by_depth: bool,
+    order: Rounds,
 ) -> Vec<Vec<String>> {
     let mut rounds: Vec<Vec<String>> = Vec::new();
     let (mut depth, mut bytes) = (usize::MAX, 0u64);
-    for input in block.inputs() {
+    let mut inputs = block.inputs();
+    if order == Rounds::Backward {
+        inputs.reverse();
+    }
+    for input in inputs {
         let names = input.layers.iter().map(|layer| &layer.weight).filter(|name| wanted(name));
         let names: Vec<String> = names.cloned().collect();
         if names.is_empty() {
             continue;
         }
         let more = 4 * (input.columns() as u64).pow(2);
-        let full = bytes + more > sums.0 || (by_depth && input.depth != depth);
+        let full = bytes + more > sums.0 || (order == Rounds::ByDepth && input.depth != depth);
         match rounds.last_mut().filter(|_| !full) {
             Some(round) => {
                 bytes += more;
@@ -176,6 +228,7 @@ struct Solving<'a> {
     matrices: Vec<MatrixReport>,
     /// Matrices of the block under way that are still to be tuned, and their stored rows.
     solved: Vec<(Tunable, Vec<u8>)>,
+    scaling: Option<Scaling<'a>>,
 }
 
 impl Solving<'_> {
@@ -189,6 +242,9 @@ impl Solving<'_> {
         let mut values = Vec::new();
         self.source.read_f32(&layer.weight, &mut values)?;
         self.source.release(&layer.weight);
+        if let Some(scaling) = &self.scaling {
+            scaling.apply(&layer.weight, &mut values)?;
+        }
         if let (Some(moments), Some(drift)) = (moments, drift) {
             make_up_for_drift(&mut values, moments, drift, self.how.drift, self.how.options.damping);
         }
@@ -205,6 +261,7 @@ impl Solving<'_> {
             tokens: moments.map_or(0, |moments| moments.tokens),
             error: solved.error,
             method: solved.method.to_string(),
+            exponent: self.scaling.as_ref().and_then(|scaling| scaling.exponents.get(name).copied()),
         });
         match solved.coded {
             None => self.writer.put(&layer.weight, target.dtype, &solved.bytes)?,
@@ -272,13 +329,17 @@ impl Rewriter for Solving<'_> {
         round: &[String],
         inputs: Vec<InputSum>,
     ) -> Result<Vec<(String, Vec<f32>)>, CompressError> {
-        let moments: Vec<(Vec<String>, Moments, Option<Vec<f32>>)> = inputs
+        let mut moments: Vec<(Vec<String>, Moments, Option<Vec<f32>>)> = inputs
             .into_iter()
             .map(|input| {
                 let moments = Moments { size: input.columns, sum: input.sum, tokens: input.rows };
                 (input.tensors, moments, input.drift)
             })
             .collect();
+        let mut changed = match &mut self.scaling {
+            Some(scaling) => scaling.choose(block, round, &mut moments)?,
+            None => Vec::new(),
+        };
         let inputs = block.inputs();
         let layers = inputs.iter().flat_map(|input| &input.layers).filter(|layer| round.contains(&layer.weight));
         let solve = |layer: &&LinearSpec| {
@@ -286,7 +347,9 @@ impl Rewriter for Solving<'_> {
             let drift = found.and_then(|(.., drift)| drift.as_deref());
             Ok((layer.weight.clone(), self.solve(layer, found.map(|(_, moments, _)| moments), drift)?))
         };
-        layers.map(solve).collect()
+        let solved: Vec<(String, Vec<f32>)> = layers.map(solve).collect::<Result<_, CompressError>>()?;
+        changed.extend(solved);
+        Ok(changed)
     }
 }
 

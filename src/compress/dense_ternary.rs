@@ -26,7 +26,8 @@ const MOST: f32 = 7.0;
 
 /// A model whose ternary codes are chosen.
 pub struct DenseTernary<'a> {
-    model: &'a OpenModel,
+    /// What is written where nothing else is chosen.
+    pub model: &'a OpenModel,
     /// Matrices solved on their inputs.
     pub solved: Option<EncodedRows>,
     /// The others, rounded.

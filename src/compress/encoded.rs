@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::CompressError;
@@ -115,6 +116,15 @@ impl TensorSource for EncodedSource<'_> {
             Some(bytes) => Ok(bytes.into()),
             None => self.base.bytes(name),
         }
+    }
+
+    fn rows_bytes(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>, ModelError> {
+        let Some(meta) = self.by_name.get(name) else { return self.base.rows_bytes(name, rows) };
+        let each = meta.dtype.bytes_for(meta.shape.last().copied().unwrap_or(1));
+        let bytes = self.rows.rows(name).and_then(|bytes| bytes.get(rows.start * each..rows.end * each));
+        bytes
+            .map(Cow::Borrowed)
+            .ok_or_else(|| ModelError::misuse(self.rows.file.path(), format!("rows {rows:?} of {name:?}")))
     }
 
     fn prefetch(&self, name: &str) {

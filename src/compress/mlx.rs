@@ -311,7 +311,7 @@ pub fn write_mlx(
     let mut written = 0u64;
     for (piece, tensor) in pieces {
         match piece {
-            None => copy_dense(model.tensors.as_ref(), &tensor, &mut writer)?,
+            None => copy_dense((model.tensors.as_ref(), &tensor.name), &tensor, &mut writer)?,
             Some((layer, part)) => {
                 writer.begin(&tensor.name)?;
                 for weight in &layer.weights {

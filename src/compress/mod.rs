@@ -14,6 +14,7 @@ mod dense_ternary;
 mod encoded;
 mod expert_profile;
 mod expert_prune;
+mod fold;
 mod gguf_header;
 mod gguf_jobs;
 mod heads;
@@ -25,6 +26,7 @@ mod packed;
 mod quant_gguf;
 mod quant_mix;
 mod router_kd;
+mod scaling;
 mod selection;
 mod solve;
 mod tuning;
@@ -46,6 +48,7 @@ pub use dense_ternary::{DenseTernary, F16_MANTISSA, RescuedRows, ternary_targets
 pub use encoded::{EncodedRows, EncodedWriter};
 pub use expert_profile::{Profile, ProfileOrigin, profile_experts};
 pub use expert_prune::{FateCounts, PrunePlan, PruneReport, TensorFate, rewrite};
+pub use fold::{Folded, Folds, RotationKind, RotationPlan, Step, Turn};
 pub use gguf_header::{GgufMetadata, gguf_metadata};
 pub use heads::{
     Axis, Defrag, HeadEdit, HeadMetric, HeadOptions, HeadPlan, HeadReport, HeadScores, LayerHeads, SAMPLE_LENGTH,
@@ -62,6 +65,7 @@ pub use packed::{
 pub use quant_gguf::{Fallback, PlannedTensor, QuantPlan, plan_assigned, plan_quant, write_gguf};
 pub use quant_mix::{QUANT_MIXES, QUANT_TYPES, QuantMix, quant_mix};
 pub use router_kd::{KD_TOKENS, Recalibration, recalibrate};
+pub use scaling::StoredAs;
 pub use selection::{Groups, Kept, Top, choose_experts, groups, keep_top, survivors};
 pub use solve::{Matrix, Method, Moments, Order, SOLVERS, SolveOptions, Solved, Solver, solver_named};
 pub use tuning::TuneOptions;

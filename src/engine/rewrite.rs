@@ -40,8 +40,8 @@ pub trait Rewriter {
         0
     }
 
-    /// New values of weights of the block, by name. `inputs` are the sums of this round; a weight that met no token has
-    /// none.
+    /// New values of tensors of the block, by name: weights, and others that change with them. `inputs` are the sums of
+    /// this round; a weight that met no token has none.
     ///
     /// # Errors
     /// As the rewriter likes; the pass ends with it.

@@ -70,6 +70,25 @@ impl OpenModel {
         }
     }
 
+    /// The same model with other tensors in place of [`OpenModel::tensors`]: under the same names, in the same shapes.
+    /// What lies in the files stays as it is.
+    pub fn presenting(&self, tensors: Arc<dyn TensorSource>) -> OpenModel {
+        OpenModel {
+            path: self.path.clone(),
+            format: self.format,
+            family: self.family,
+            spec: self.spec.clone(),
+            config: self.config.clone(),
+            tensors,
+            stored: self.stored.clone(),
+            warnings: self.warnings.clone(),
+            storage: self.storage.clone(),
+            gguf: self.gguf.clone(),
+            packing: self.packing.clone(),
+            tokenizer: OnceLock::new(),
+        }
+    }
+
     /// What each tensor of [`OpenModel::stored`] holds.
     pub fn storage(&self) -> &Storage {
         &self.storage

@@ -54,6 +54,18 @@ pub trait TensorSource: Send + Sync {
     /// The tensor's bytes as they lie on disk; borrowed from the memory map where there is one.
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, ModelError>;
 
+    /// The bytes of some rows along the last dimension (a vector is one row).
+    fn rows_bytes(&self, name: &str, rows: Range<usize>) -> Result<Cow<'_, [u8]>, ModelError> {
+        let meta = self.require(name)?;
+        let each = meta.dtype.bytes_for(meta.shape.last().copied().unwrap_or(1));
+        let part = rows.start * each..rows.end * each;
+        let cut = match self.bytes(name)? {
+            Cow::Borrowed(bytes) => bytes.get(part).map(Cow::Borrowed),
+            Cow::Owned(bytes) => bytes.get(part).map(|bytes| Cow::Owned(bytes.to_vec())),
+        };
+        cut.ok_or_else(|| ModelError::misuse(&self.files()[meta.file], format!("rows {rows:?} of {name:?}")))
+    }
+
     /// The open file that holds the tensor's bytes in one piece, and where they begin; `None` where there is none (a
     /// part of a tensor, a rearranged one). Lets a writer have the kernel copy them.
     fn file_range(&self, _name: &str) -> Option<(File, u64)> {

@@ -61,7 +61,11 @@ pub fn transcode_rows(
             "IQ1, IQ2, IQ3, Q1_0, NVFP4 and Q8_K blocks are known by their size only: use another file of this model",
         ));
     }
-    let raw = source.bytes(name)?;
+    // The rows of the source that are needed; all of them where the order asks for one that is not there.
+    let from = |row: usize| order.map_or(row, |order| order(row));
+    let needed = rows.clone().map(from).fold(usize::MAX..0, |span, row| span.start.min(row)..span.end.max(row + 1));
+    let needed = if needed.end > all || needed.is_empty() { 0..all } else { needed };
+    let raw = source.rows_bytes(name, needed.clone())?;
     let (from_bytes, to_bytes) = (meta.dtype.bytes_for(cols), codec.dtype().bytes_for(cols));
     let start = out.len();
     out.resize(start + rows.len() * to_bytes, 0);
@@ -75,10 +79,12 @@ pub fn transcode_rows(
         let mut values = vec![0f32; cols];
         for (i, encoded) in chunk.chunks_mut(to_bytes).enumerate() {
             let row = first + task * batch + i;
-            let from = order.map_or(row, |order| order(row));
-            let bytes = raw.get(from * from_bytes..(from + 1) * from_bytes).ok_or_else(|| {
-                ModelError::misuse(path, format!("{name:?}: row {from} was asked for, there are {all}"))
-            })?;
+            let from = from(row);
+            let at = from.wrapping_sub(needed.start);
+            let bytes =
+                raw.get(at.wrapping_mul(from_bytes)..at.wrapping_add(1).wrapping_mul(from_bytes)).ok_or_else(|| {
+                    ModelError::misuse(path, format!("{name:?}: row {from} was asked for, there are {all}"))
+                })?;
             decode_row(meta, bytes, &mut values);
             if let Some(at) = first_beyond(&values, codec.max_magnitude()) {
                 return Err(unfit(path, name, from * cols + at, values[at], codec));

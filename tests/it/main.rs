@@ -1,4 +1,5 @@
 //! Behaviour through the public doors, one binary.
+mod awq;
 mod calibrated;
 mod catalog;
 mod context;
@@ -26,6 +27,7 @@ mod packed;
 mod quant;
 mod recipe;
 mod rewriting;
+mod rotation;
 mod stages;
 mod target;
 mod tokenizers;

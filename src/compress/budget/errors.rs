@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::Candidates;
 use super::rounded::round_rows;
 use crate::codec::{Codec, codec_for};
-use crate::compress::calibrated::rounds;
+use crate::compress::calibrated::{Rounds, rounds};
 use crate::compress::gguf_jobs::{jobs_of, made_of_rows};
 use crate::compress::solve::{Moments, PANEL, energy};
 use crate::compress::{CompressError, PlannedTensor};
@@ -105,7 +105,7 @@ impl Rewriter for Measuring<'_> {
     type Error = CompressError;
 
     fn rounds(&self, block: &BlockSpec) -> Vec<Vec<String>> {
-        rounds(block, &|weight| self.place(weight).is_some(), self.sums, false)
+        rounds(block, &|weight| self.place(weight).is_some(), self.sums, Rounds::Forward)
     }
 
     fn rewrite(

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use super::CompressError;
 use super::calibrated::{GridRef, Target, Targets};
+use super::scaling::StoredAs;
 use crate::codec::{Dtype, IntGrid, ScaleType};
 use crate::family::{BlockSpec, Holding, LinearSpec, ModelSpec, OpenModel, Role, Storage};
 use crate::model::{DeclaredTensor, TensorSource};
@@ -92,6 +93,9 @@ pub struct PackedMatrix {
 #[derive(Clone, Debug, PartialEq)]
 struct Dense {
     tensor: DeclaredTensor,
+    /// What the specification calls it, where it is one tensor of the model: then its values are the model's, which may
+    /// not be those of the files.
+    known_as: Option<String>,
     /// A matrix that some readers take for a linear layer.
     is_linear: bool,
 }
@@ -140,8 +144,11 @@ pub fn plan_packed(
     let mut plan =
         PackedPlan { kind, matrices: Vec::new(), dense: Vec::new(), wanted, fallbacks: Vec::new(), half, carried };
     let linear = linear_layers(spec);
-    let shapes: HashMap<Role, Vec<usize>> = spec.tensors().into_iter().map(|t| (t.role, t.shape)).collect();
-    let names: HashMap<Role, String> = spec.tensors().into_iter().map(|t| (t.role, t.name)).collect();
+    let all = spec.tensors();
+    let mut shared: HashMap<Role, usize> = HashMap::new();
+    all.iter().for_each(|tensor| *shared.entry(tensor.role).or_default() += 1);
+    let shapes: HashMap<Role, Vec<usize>> = all.iter().map(|t| (t.role, t.shape.clone())).collect();
+    let names: HashMap<Role, String> = all.into_iter().map(|t| (t.role, t.name)).collect();
     let ints = match kind.form {
         PackedForm::Plain(_) => None,
         PackedForm::Ints { bits, symmetric } => {
@@ -167,7 +174,11 @@ pub fn plan_packed(
             _ => Vec::new(),
         };
         if packed.is_empty() {
-            plan.stays(&tensor.name, &tensor.holding, stored, &shapes);
+            let role = if let Holding::Tensor(role) = &tensor.holding { Some(role) } else { None };
+            // A role that two tensors have does not say which of them this is.
+            let known_as = role.filter(|_| stored.is_some()).and_then(|role| Some((names.get(role)?, role)));
+            let known_as = known_as.filter(|(_, role)| shared.get(role) == Some(&1)).map(|(name, _)| name);
+            plan.stays((&tensor.name, known_as), &tensor.holding, stored, &shapes);
         }
         found.extend(packed);
     }
@@ -229,7 +240,7 @@ impl PackedPlan {
     /// Notes a tensor that is not packed.
     fn stays(
         &mut self,
-        name: &str,
+        (name, known_as): (&str, Option<&String>),
         holding: &Holding,
         stored: Option<&dyn TensorSource>,
         shapes: &HashMap<Role, Vec<usize>>,
@@ -244,7 +255,8 @@ impl PackedPlan {
         // Vectors are kept in f32 where they are so on purpose.
         let dtype = if is_float && (shape.len() > 1 || dtype != Dtype::F32) { self.half } else { dtype };
         let is_linear = shape.len() == 2 && !matches!(holding, Holding::Tensor(Role::Embed));
-        self.dense.push(Dense { tensor: DeclaredTensor::new(name, dtype, shape), is_linear });
+        let known_as = known_as.cloned();
+        self.dense.push(Dense { tensor: DeclaredTensor::new(name, dtype, shape), known_as, is_linear });
     }
 
     /// Notes the matrices to pack, each kind of layer with the widest group it can take.
@@ -298,6 +310,12 @@ impl PackedPlan {
     /// The matrices, for a solver that sees weights only.
     pub fn unseen(&self) -> Vec<Unseen<'_>> {
         self.matrices.iter().map(|m| Unseen { weight: &m.weight, rows: m.rows, cols: m.cols, grid: &m.grid }).collect()
+    }
+
+    /// The types of what is not packed.
+    pub fn stored_as(&self) -> StoredAs {
+        let dense = self.dense.iter().filter_map(|dense| Some((dense.known_as.clone()?, dense.tensor.dtype)));
+        StoredAs { usual: self.half, others: dense.collect() }
     }
 
     /// Bytes of tensor data.

@@ -24,8 +24,12 @@ pub(super) enum Part {
     Scales,
 }
 
-/// What a tensor to write is of; `None`: it is not packed.
-type Piece<'a> = Option<(&'a PackedMatrix, Part)>;
+/// What a tensor to write is of.
+enum Piece<'a> {
+    Packed(&'a PackedMatrix, Part),
+    /// Not packed; under the name the specification has for it, where it has one.
+    Dense(Option<&'a str>),
+}
 
 /// The tensors a matrix becomes.
 pub(super) fn parts(matrix: &PackedMatrix, half: Dtype) -> Vec<(Part, DeclaredTensor)> {
@@ -47,9 +51,10 @@ pub(super) fn parts(matrix: &PackedMatrix, half: Dtype) -> Vec<(Part, DeclaredTe
 
 impl PackedPlan {
     fn pieces(&self) -> Vec<(Piece<'_>, DeclaredTensor)> {
-        let of_matrix =
-            |matrix| parts(matrix, self.half).into_iter().map(move |(part, tensor)| (Some((matrix, part)), tensor));
-        let dense = self.dense.iter().map(|dense| (None, dense.tensor.clone()));
+        let of_matrix = |matrix| {
+            parts(matrix, self.half).into_iter().map(move |(part, tensor)| (Piece::Packed(matrix, part), tensor))
+        };
+        let dense = self.dense.iter().map(|dense| (Piece::Dense(dense.known_as.as_deref()), dense.tensor.clone()));
         let mut pieces: Vec<_> = self.matrices.iter().flat_map(of_matrix).chain(dense).collect();
         pieces.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.block_bytes()));
         pieces
@@ -77,8 +82,9 @@ pub fn write_packed(
     let mut written = 0u64;
     for (piece, tensor) in plan.pieces() {
         match piece {
-            None => copy_dense(model.stored.as_ref(), &tensor, &mut writer)?,
-            Some((matrix, part)) => {
+            Piece::Dense(Some(name)) => copy_dense((model.tensors.as_ref(), name), &tensor, &mut writer)?,
+            Piece::Dense(None) => copy_dense((model.stored.as_ref(), &tensor.name), &tensor, &mut writer)?,
+            Piece::Packed(matrix, part) => {
                 let solved = rows.and_then(|rows| rows.rows(&matrix.weight)).ok_or_else(|| ModelError::Misuse {
                     path: out.to_owned(),
                     cause: format!("{} was not solved", matrix.weight),
@@ -140,24 +146,24 @@ pub(super) fn zero_points(rows: &[&[u8]], bits: usize) -> Vec<u8> {
     out
 }
 
-/// A tensor that stays, in the type it is declared in.
+/// A tensor that stays, in the type it is declared in; `source` has it under `name`.
 pub fn copy_dense(
-    stored: &dyn TensorSource,
+    (source, name): (&dyn TensorSource, &str),
     tensor: &DeclaredTensor,
     writer: &mut SafetensorsWriter,
 ) -> Result<(), ModelError> {
-    let meta = stored.require(&tensor.name)?;
+    let meta = source.require(name)?;
     let codec = codec_for(tensor.dtype).filter(|_| meta.dtype != tensor.dtype);
-    let Some(codec) = codec else { return writer.copy(&tensor.name, stored, &tensor.name) };
+    let Some(codec) = codec else { return writer.copy(&tensor.name, source, name) };
     let (rows, cols) = (rows_of(meta), meta.shape.last().copied().unwrap_or(1));
     let step = (PIECE / tensor.dtype.bytes_for(cols).max(1)).max(1);
     writer.begin(&tensor.name)?;
     for first in (0..rows).step_by(step) {
         let mut piece = writer.buffer();
         let rows = first..(first + step).min(rows);
-        transcode_rows(stored, &tensor.name, rows, None, codec.into(), &mut piece)?;
+        transcode_rows(source, name, rows, None, codec.into(), &mut piece)?;
         writer.write_owned(piece)?;
     }
-    stored.release(&tensor.name);
+    source.release(name);
     writer.end()
 }

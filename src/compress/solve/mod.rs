@@ -13,6 +13,7 @@ mod matrix;
 mod panel;
 mod product;
 
+pub use awq::loss_when_scaled;
 pub use block_tune::{Latents, Rates};
 pub use drift::make_up_for_drift;
 pub use matrix::{Matrix, Method, Moments, Order, SolveOptions, Solved};
@@ -37,6 +38,11 @@ pub trait Solver: Sync {
         false
     }
 
+    /// Whether columns are scaled beforehand, the scales' inverses folded into what makes their inputs.
+    fn scales_inputs(&self) -> bool {
+        false
+    }
+
     /// Chooses the codes of a matrix.
     ///
     /// # Errors
@@ -51,6 +57,8 @@ crate::registry! {
         gptq => Gptq,
         hqq => Hqq,
         block_tune => BlockTune,
+        awq => Awq,
+        awq_gptq => AwqGptq,
     }
 }
 

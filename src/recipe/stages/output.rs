@@ -8,6 +8,11 @@ choices! {
     QuantFormat { Gguf = "gguf", Mlx = "mlx", Safetensors = "safetensors", Onnx = "onnx", Frontier = "frontier" }
 }
 
+choices! {
+    /// Rotation that weights are folded into before they are quantized.
+    Rotation { None = "none", Hadamard = "hadamard", HadamardValues = "hadamard-values" }
+}
+
 stage_type! {
     /// What a quantized file shall come to: exactly one of these keys.
     QuantTarget {
@@ -112,6 +117,9 @@ stage_type! {
             /// One file in mixed precision instead of one for each type: every tensor takes that of `quantTypes` with which
             /// the whole loses least and comes to this.
             target: QuantTarget,
+            /// Rotation to fold the weights into first; the model's function stays. `hadamard` turns the residual stream and,
+            /// in each block, the values of every head; `hadamard-values` the values alone.
+            rotation: Rotation = Rotation::None,
             /// Devices the files are meant for.
             device_targets: Vec<String> = Vec::new(),
         }

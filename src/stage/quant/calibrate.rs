@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::Writing;
 use crate::compress::{
-    Calibrated, CalibratedRows, Calibration as TextParts, MatrixReport, SequenceLimits, SolveOptions, Solver, Targets,
+    Calibrated, CalibratedRows, Calibration as TextParts, MatrixReport, SequenceLimits, SolveOptions, Solver, StoredAs, Targets,
     TuneOptions,
     default_calibration, read_corpus, sequences, solver_named,
 };
@@ -46,6 +46,11 @@ pub(super) fn check(admission: &mut Admission<'_>, quant: &Quant, place: Place) 
         let finding = Finding::error(place.key("importanceMatrix"), "the stage measures its layers' inputs itself");
         let hint = "leave importanceMatrix out, or say algorithm rtn and neither calibrationCorpus nor target";
         admission.report(finding.hint(hint));
+    }
+    if quant.true_sequential() && solver_named(&quant.algorithm()).is_some_and(|solver| solver.scales_inputs()) {
+        let message = format!("{} changes what makes an input after its readers are solved", quant.algorithm());
+        let finding = Finding::error(place.key("trueSequential"), message);
+        admission.report(finding.hint("leave trueSequential out, or say algorithm gptq"));
     }
     if admission.source().is_some_and(|source| !matches!(source.tokenizer(), Ok(Some(_)))) {
         let finding = Finding::error(place.key(CORPUS_KEY), "the source has no usable tokenizer");
@@ -152,15 +157,15 @@ impl Calibration {
         &self.held_out
     }
 
-    /// Solves the targets of one type.
+    /// Solves the targets of one type; what is not solved is stored as `stored_as` says.
     pub fn solve(
         &self,
         cx: &StageContext<'_>,
         model: &OpenModel,
-        targets: &Targets,
+        (targets, stored_as): (&Targets, &StoredAs),
         writing: &Writing<'_>,
     ) -> Outcome<CalibratedRows> {
-        self.solve_behind(cx, model, (targets, None), writing)
+        self.solve_behind(cx, model, (targets, stored_as, None), writing)
     }
 
     /// The same with another embedding than the model's own.
@@ -168,7 +173,7 @@ impl Calibration {
         &self,
         cx: &StageContext<'_>,
         model: &OpenModel,
-        (targets, embedding): (&Targets, Option<&[f32]>),
+        (targets, stored_as, embedding): (&Targets, &StoredAs, Option<&[f32]>),
         writing: &Writing<'_>,
     ) -> Outcome<CalibratedRows> {
         let how = Calibrated {
@@ -180,6 +185,7 @@ impl Calibration {
             tuning: TuneOptions { steps: self.tune_steps, ..TuneOptions::default() },
             embedding,
             sums: sums_budget(cx.pass.memory_budget.unwrap_or(LEAST_SUMS)),
+            stored_as,
         };
         let span = writing.span.part(0.0, 0.9);
         let report = |p: PassProgress| span.at_rate(p.fraction, self.solver.name(), Some(p.tokens_per_s));
@@ -233,7 +239,13 @@ pub(super) fn by_layer(model: &OpenModel, matrices: &[MatrixReport]) -> Value {
         let worst = of_block.iter().max_by(|a, b| a.error.total_cmp(&b.error))?;
         let mean = of_block.iter().map(|m| m.error).sum::<f64>() / of_block.len() as f64;
         let notes: Vec<&str> = of_block.iter().map(|m| m.method.as_str()).filter(|m| m.contains(';')).take(4).collect();
-        Some(json!({ "layer": block.index, "meanError": mean, "worst": worst, "notes": notes }))
+        let mut report = json!({ "layer": block.index, "meanError": mean, "worst": worst, "notes": notes });
+        let exponents: serde_json::Map<String, Value> =
+            of_block.iter().filter_map(|m| Some((m.weight.clone(), m.exponent?.into()))).collect();
+        if !exponents.is_empty() {
+            report["exponents"] = exponents.into();
+        }
+        Some(report)
     };
     model.spec.blocks.iter().filter_map(layer).collect()
 }

@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{Draft, Format, Request, Writing, Written, out_name};
-use crate::compress::{DenseTernary, F16_MANTISSA, RescuedRows, ternary_targets};
+use crate::codec::Dtype;
+use crate::compress::{DenseTernary, F16_MANTISSA, RescuedRows, StoredAs, ternary_targets};
 use crate::family::{self, Family, OpenModel};
 use crate::fault::{Fault, Outcome};
 use crate::frontier::{
@@ -73,13 +74,18 @@ impl Format for Frontier {
         let mut written = Written { dtype: type_name.to_owned(), ..Written::default() };
         std::fs::create_dir_all(cx.work.join(DIR))
             .map_err(|e| Fault::infra(format!("make {}", cx.work.join(DIR).display())).caused_by(e))?;
+        let folded;
         let rest = cx.work.join(format!("{}.rest", writing.out));
         let counts = writing.calibration.map(|calibration| calibration.token_counts(model.spec.vocab));
         let mut ternary = DenseTernary::new(model, counts, &rest)?;
         if let Some(calibration) = writing.calibration {
             // The blocks are solved behind the embedding as it is expected to be packed.
             let embedding = ternary.embedding(MANTISSAS[1], terms.contract.max_rescue_fraction)?;
-            let solved = calibration.solve_behind(cx, model, (&ternary_targets(model), Some(&embedding)), writing)?;
+            let (targets, stored_as) = (ternary_targets(model), StoredAs::all(Dtype::F16));
+            let solved = calibration.solve_behind(cx, model, (&targets, &stored_as, Some(&embedding)), writing)?;
+            folded = model.presenting(solved.folded(&model.tensors)?);
+            ternary.model = &folded;
+            written.warnings.extend(solved.notes);
             written.matrices = solved.matrices;
             ternary.solved = Some(solved.rows);
         }

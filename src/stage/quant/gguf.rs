@@ -4,10 +4,10 @@ use std::path::Path;
 
 use super::calibrate::is_calibrated;
 use super::{Draft, Format, Request, Writing, Written, out_name, target};
-use crate::codec::CODECS;
+use crate::codec::{CODECS, Dtype};
 use crate::compress::{
-    Fallback, ImportanceMatrix, QUANT_TYPES, QuantMix, QuantPlan, gguf_metadata, gguf_targets, plan_quant, quant_mix,
-    write_gguf,
+    Fallback, ImportanceMatrix, QUANT_TYPES, QuantMix, QuantPlan, StoredAs, gguf_metadata, gguf_targets, plan_quant,
+    quant_mix, write_gguf,
 };
 use crate::family::{Family, OpenModel};
 use crate::fault::{Fault, Outcome};
@@ -109,7 +109,11 @@ pub(super) fn write_plan(
     written.warnings.extend(metadata.warnings);
     let (path, source) = (cx.work.join(writing.out), model.tensors.as_ref());
     let solved = match writing.calibration {
-        Some(calibration) => Some(calibration.solve(cx, model, &gguf_targets(model, plan), writing)?),
+        Some(calibration) => {
+            // Vectors and routers are F32.
+            let (targets, stored_as) = (gguf_targets(model, plan), StoredAs::all(Dtype::F32));
+            Some(calibration.solve(cx, model, (&targets, &stored_as), writing)?)
+        }
         None => None,
     };
     let encode = writing.span.part(if solved.is_some() { 0.9 } else { 0.0 }, 1.0);
@@ -117,10 +121,16 @@ pub(super) fn write_plan(
     let report = |done| encode.of(done, total, &detail);
     let fields = &metadata.fields;
     let hash = match &solved {
-        Some(solved) => write_gguf(&solved.rows.over(source), plan, fields, None, &path, &report)?,
+        Some(solved) => {
+            let folded = solved.folded(&model.tensors)?;
+            write_gguf(&solved.rows.over(folded.as_ref()), plan, fields, None, &path, &report)?
+        }
         None => write_gguf(source, plan, fields, importance, &path, &report)?,
     };
-    written.matrices = solved.map(|solved| solved.matrices).unwrap_or_default();
+    if let Some(solved) = solved {
+        written.warnings.extend(solved.notes);
+        written.matrices = solved.matrices;
+    }
     written.bytes = hash.size;
     written.files.push((writing.out.to_owned(), hash));
     let share = |(dtype, tensors, bytes): (crate::codec::Dtype, usize, u64)| TypeShare {

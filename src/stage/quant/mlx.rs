@@ -4,7 +4,8 @@ use super::safetensors::is_directory_to_repack;
 use super::{Draft, Format, Request, Writing, Written, out_name};
 use crate::codec::Dtype;
 use crate::compress::{
-    MLX_GROUPS, MLX_TYPES, half_type, mlx_config, mlx_type, plan_mlx, solve_unseen, solver_named, write_mlx,
+    MLX_GROUPS, MLX_TYPES, half_type, mlx_config, mlx_type, plan_mlx, solve_unseen, solver_named,
+    StoredAs, write_mlx,
 };
 use crate::family::{Family, OpenModel};
 use crate::fault::{Fault, Outcome};
@@ -77,10 +78,17 @@ impl Format for Mlx {
         let out = cx.fresh_dir(writing.out)?;
         let dtype = format!("{} g{group}", kind.name);
         let mut written = Written { dtype, warnings: plan.fallback_lines(), ..Written::default() };
+        let mut folded = None;
         let solved = match writing.calibration {
-            Some(calibration) => Some(calibration.solve(cx, model, &plan.targets(), writing)?),
+            Some(calibration) => {
+                let stored_as = StoredAs::all(half_type(model)?);
+                let solved = calibration.solve(cx, model, (&plan.targets(), &stored_as), writing)?;
+                folded = Some(model.presenting(solved.folded(&model.tensors)?));
+                Some(solved)
+            }
             None => None,
         };
+        let model = folded.as_ref().unwrap_or(model);
         let algorithm = if solved.is_some() { WITHOUT_INPUTS.to_owned() } else { writing.quant.algorithm() };
         let solver = solver_named(&algorithm).ok_or_else(|| Fault::internal(format!("plan: no solver {algorithm}")))?;
         let unseen = plan.unseen(solved.is_some());
@@ -106,7 +114,10 @@ impl Format for Mlx {
         let wanted = written.dtype.clone();
         let fallback = |(tensor, given)| TensorFallback { tensor, wanted: wanted.clone(), given };
         written.fallbacks = plan.narrowed().into_iter().map(fallback).collect();
-        written.matrices = solved.map(|solved| solved.matrices).unwrap_or_default();
+        if let Some(solved) = solved {
+            written.warnings.extend(solved.notes);
+            written.matrices = solved.matrices;
+        }
         Ok(written)
     }
 }

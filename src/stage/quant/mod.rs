@@ -71,6 +71,7 @@ pub(super) trait Format: Sync {
 }
 
 mod calibrate;
+mod rotate;
 mod target;
 
 crate::registry! {
@@ -174,6 +175,7 @@ impl Stage for Quant {
             admission.report(finding.hint(format!("name at least one of {}", format.types().join(", "))));
         }
         calibrate::check(admission, quant, place);
+        rotate::check(admission, quant, place);
         if let Some(target) = &quant.target {
             // What is wrong with it is a finding of the recipe's own checks.
             let Ok(aim) = target.aim() else { return planned };
@@ -204,6 +206,9 @@ impl Stage for Quant {
             .ok_or_else(|| Fault::internal(format!("plan: no format {}", quant.format)))?;
         let (model, place) = (cx.open_model()?, Place(planned.index));
         let calibration = calibrate::Calibration::of(cx, &model, &quant, place)?;
+        // What is compared with in the end is the model as it came.
+        let turned = rotate::turned(&model, &quant)?;
+        let written_from = turned.as_ref().map_or(&model, |(turned, _)| turned);
         let mut product = Product::default();
         let mut layers = serde_json::Map::new();
         let aim = quant.target.as_ref().map(stages::QuantTarget::aim).transpose().map_err(Fault::internal)?;
@@ -213,8 +218,8 @@ impl Stage for Quant {
             let writing =
                 Writing { quant: &quant, place, out, calibration: calibration.as_ref(), span: each.part(0.0, 0.8) };
             let written = match (aim, quant.quant_types.get(i)) {
-                (Some(aim), _) => format.write_target(cx, &model, aim, &writing)?,
-                (None, Some(name)) => format.write(cx, &model, name, &writing)?,
+                (Some(aim), _) => format.write_target(cx, written_from, aim, &writing)?,
+                (None, Some(name)) => format.write(cx, written_from, name, &writing)?,
                 (None, None) => return Err(Fault::internal(format!("plan: {out} has no type"))),
             };
             let gate = Instant::now();
@@ -241,6 +246,7 @@ impl Stage for Quant {
             product.details.extend(calibration.details());
             product.details.insert("layers".into(), layers.into());
         }
+        product.details.extend(turned.into_iter().flat_map(|(_, details)| details));
         Ok(product)
     }
 }

@@ -78,11 +78,13 @@ impl Format for Safetensors {
         let mut written =
             Written { dtype: dtype_name(kind, group), warnings: plan.fallback_lines(), ..Written::default() };
         let solving = writing.span.part(0.0, 0.8);
-        let (mut rows, mut matrices) = (None, Vec::new());
+        let (mut rows, mut matrices, mut folded) = (None, Vec::new(), None);
         match (kind.form, writing.calibration) {
             (PackedForm::Plain(_), _) => {}
             (_, Some(calibration)) => {
-                let solved = calibration.solve(cx, model, &plan.targets(), writing)?;
+                let solved = calibration.solve(cx, model, (&plan.targets(), &plan.stored_as()), writing)?;
+                folded = Some(model.presenting(solved.folded(&model.tensors)?));
+                written.warnings.extend(solved.notes);
                 (rows, matrices) = (Some(solved.rows), solved.matrices);
             }
             (_, None) => {
@@ -98,6 +100,7 @@ impl Format for Safetensors {
         let (total, detail) = (plan.data_bytes(), format!("write {}", kind.name));
         let write = writing.span.part(0.9, 1.0);
         let report = |done| write.of(done, total, &detail);
+        let model = folded.as_ref().unwrap_or(model);
         let shards = write_packed(model, &plan, rows.as_ref(), (&out, directory::MAX_SHARD_BYTES), &report)?;
         let config = packed_config(&model.config, &plan);
         let side_files = directory::carry(&HfDir::open(&model.path)?, &config, &out)?;
