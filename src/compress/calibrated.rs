@@ -15,7 +15,8 @@ use super::tuning::{Tunable, TuneOptions, tune};
 use super::{CompressError, QuantPlan};
 use crate::codec::{Grid, grid_for};
 use crate::engine::{
-    InputSum, PassOptions, PassProgress, RewritePlan, RewriteReport, Rewriter, STEP_TOKENS, Tune, predict_rewriting, run_rewriting,
+    InputSum, PassOptions, PassProgress, RewritePlan, RewriteReport, Rewriter, STEP_TOKENS, Tune, predict_rewriting,
+    run_rewriting,
 };
 use crate::family::{BlockSpec, LinearSpec, OpenModel};
 use crate::model::{Dtype, TensorSource};
@@ -186,12 +187,7 @@ pub(super) enum Rounds {
 }
 
 /// The wanted weights of a block by rounds whose sums keep within `sums`.
-pub(super) fn rounds(
-    block: &BlockSpec,
-    wanted: &dyn Fn(&str) -> bool,
-    sums: Bytes,
-    order: Rounds,
-) -> Vec<Vec<String>> {
+pub(super) fn rounds(block: &BlockSpec, wanted: &dyn Fn(&str) -> bool, sums: Bytes, order: Rounds) -> Vec<Vec<String>> {
     let mut rounds: Vec<Vec<String>> = Vec::new();
     let (mut depth, mut bytes) = (usize::MAX, 0u64);
     let mut inputs = block.inputs();

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use factoryline::codec::{Dtype, IntGrid, ScaleType};
 use factoryline::compress::{
-    Calibrated, CalibratedRows, Folded, GridRef, SolveOptions, Step, StoredAs, Target, Targets, solver_named,
+    Calibrated, CalibratedRows, Folded, GridRef, SolveOptions, Step, StoredAs, Target, Targets, TuneOptions,
+    solver_named,
 };
 use factoryline::engine::matmul::Kernel;
 use factoryline::engine::{EngineError, InputSum, PassOptions, Rewriter, Scoring, run_pass, run_rewriting};
@@ -41,6 +42,8 @@ fn solved(model: &OpenModel, solver: &str, targets: &Targets, stored: Dtype, sum
         solver: solver_named(solver).unwrap(),
         options: SolveOptions::default(),
         by_depth: false,
+        tuning: TuneOptions::default(),
+        embedding: None,
         drift: 0.0,
         sums: Bytes(sums),
         stored_as: &stored_as,

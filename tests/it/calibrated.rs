@@ -87,7 +87,9 @@ fn the_same_recipe_gives_the_same_bytes_with_any_number_of_threads() {
     let with_threads = |algorithm: &str, threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let bench = built(on_demo_text(algorithm));
+            let mut keys = on_demo_text(algorithm);
+            keys["tuneSteps"] = json!(4);
+            let bench = built(keys);
             std::fs::read(artifact(&bench)).unwrap()
         })
     };
@@ -103,6 +105,7 @@ fn a_tuned_block_is_never_worse_than_the_solved_one_and_better_at_two_bits() {
     let with = |algorithm: &str| {
         let mut keys = on_demo_text(algorithm);
         keys["quantTypes"] = json!(["Q2_0"]);
+        keys["tuneSteps"] = json!(24);
         built(keys)
     };
     let (solved, tuned) = (with("gptq"), with("block-tune"));

@@ -378,7 +378,7 @@ fn defaults_are_filled_in_only_where_they_are_meant() {
     assert_eq!(stages[1].to_value(), json!({"type": "quant", "format": "gguf", "quantTypes": ["Q8_0"]}));
     insta::assert_snapshot!(stages.iter().map(|s| s.resolved().to_string() + "\n").collect::<String>(), @r#"
     {"type":"expert-prune","keepExperts":6,"heldOutTokens":4096,"qualityHalt":false,"routerKd":false,"profileSteps":100,"expertTensorLayout":"auto"}
-    {"type":"quant","format":"gguf","quantTypes":["Q8_0"],"algorithm":"rtn","calibrationTokens":32768,"calibrationLength":512,"trueSequential":false,"tuneSteps":64,"driftShare":0.5,"deviceTargets":[]}
+    {"type":"quant","format":"gguf","quantTypes":["Q8_0"],"algorithm":"rtn","calibrationTokens":32768,"calibrationLength":512,"trueSequential":false,"tuneSteps":64,"driftShare":0.5,"rotation":"none","deviceTargets":[]}
     {"type":"eval","benchmarks":[{"name":"perplexity","data":"t","submitToLeaderboard":false,"context":512,"convention":"llama.cpp"},{"name":"humaneval","submitToLeaderboard":false}],"compareToBase":true}
     "#);
     let StageSpec::Eval(eval) = &stages[2] else { panic!("{:?}", stages[2]) };

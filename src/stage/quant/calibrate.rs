@@ -7,9 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::Writing;
 use crate::compress::{
-    Calibrated, CalibratedRows, Calibration as TextParts, MatrixReport, SequenceLimits, SolveOptions, Solver, StoredAs, Targets,
-    TuneOptions,
-    default_calibration, read_corpus, sequences, solver_named,
+    Calibrated, CalibratedRows, Calibration as TextParts, MatrixReport, SequenceLimits, SolveOptions, Solver, StoredAs,
+    Targets, TuneOptions, default_calibration, read_corpus, sequences, solver_named,
 };
 use crate::engine::{PassProgress, RewriteReport};
 use crate::family::OpenModel;

@@ -4,8 +4,7 @@ use super::safetensors::is_directory_to_repack;
 use super::{Draft, Format, Request, Writing, Written, out_name};
 use crate::codec::Dtype;
 use crate::compress::{
-    MLX_GROUPS, MLX_TYPES, half_type, mlx_config, mlx_type, plan_mlx, solve_unseen, solver_named,
-    StoredAs, write_mlx,
+    MLX_GROUPS, MLX_TYPES, StoredAs, half_type, mlx_config, mlx_type, plan_mlx, solve_unseen, solver_named, write_mlx,
 };
 use crate::family::{Family, OpenModel};
 use crate::fault::{Fault, Outcome};
