@@ -147,7 +147,11 @@ impl<'a> Scaling<'a> {
         touched.sort_unstable();
         touched.dedup();
         touched.retain(|name| !round.contains(name));
-        touched.into_iter().map(|name| Ok((self.changed(&name)?, name)).map(|(values, name)| (name, values))).collect()
+        let change = |name: String| {
+            let values = self.changed(&name)?;
+            Ok((name, values))
+        };
+        touched.into_iter().map(change).collect()
     }
 
     /// A tensor as it will read back if nothing solves it.

@@ -116,8 +116,8 @@ mod tests {
                     assert!((dot - unit).abs() < 1e-6, "{width} {place:?}: rows {i} and {j}: {dot}");
                 }
             }
-            let still = (0..size).filter(|i| turn.within(*i).is_none());
-            assert!(still.into_iter().all(|i| r[i * size + i] == 1.0), "{width} {place:?}");
+            let is_still = |i: &usize| turn.within(*i).is_none();
+            assert!((0..size).filter(is_still).all(|i| r[i * size + i] == 1.0), "{width} {place:?}");
         }
         assert_eq!(Turn::whole(12, 0).unwrap().block(), 4);
         assert!(Turn::whole(7, 0).is_none());
