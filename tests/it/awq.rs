@@ -61,7 +61,7 @@ fn logits_of(model: &OpenModel) -> Vec<f32> {
 
 #[test]
 fn folding_alone_changes_nothing() {
-    let mut said = String::new();
+    let (mut scaled, mut all) = (0, 0);
     for path in fixtures() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         // The same blocks lie in other files.
@@ -70,9 +70,14 @@ fn folding_alone_changes_nothing() {
         }
         let model = family::open(&path).unwrap();
         let rows = solved(&model, "awq", &targets(&model, 3), Dtype::F32, u64::MAX);
-        let scaled = rows.matrices.iter().filter(|m| m.exponent.is_some()).count();
-        said += &format!("{name}: {scaled} of {} matrices\n", rows.matrices.len());
-        rows.notes.iter().for_each(|note| said += &format!("  {note}\n"));
+        scaled += rows.matrices.iter().filter(|m| m.exponent.is_some()).count();
+        all += rows.matrices.len();
+        let clamped = match name.as_str() {
+            "gpt_oss" => vec!["awq: inputs not scaled in 2 blocks: the inner projections of MLPs are clamped"],
+            "olmoe" => vec!["awq: inputs not scaled in 2 blocks: values are clamped before the output projection"],
+            _ => Vec::new(),
+        };
+        assert_eq!(rows.notes, clamped, "{name}");
         let folded = model.presenting(rows.folded(&model.tensors).unwrap());
         let (before, after) = (logits_of(&model), logits_of(&folded));
         let largest = before.iter().fold(0f32, |most, v| most.max(v.abs()));
@@ -88,7 +93,7 @@ fn folding_alone_changes_nothing() {
             assert!(worst(&before, &logits_of(&broken)) > 1e-4 * largest, "{name} without {tensor}");
         }
     }
-    insta::assert_snapshot!(said, @"");
+    assert!(4 * scaled > all, "{scaled} of {all} matrices were scaled");
 }
 
 /// Keeps the sums of the first block as it is.
