@@ -25,8 +25,10 @@ const DIR: &str = "frontier";
 const MANTISSAS: [u32; 3] = [F16_MANTISSA, 4, 2];
 /// What a rescued weight is expected to cost in the archive; measured afterwards.
 const RESCUED_BITS: f64 = 5.0;
-/// Shares of the expected room for rescued rows that are tried.
-const RESCUE_TRIES: [f64; 3] = [1.0, 0.7, 0.4];
+/// How often rescued rows are packed at most, with fewer of them each time.
+const RESCUE_TRIES: usize = 3;
+/// Share of the rows that would just fit by the last packing: what rows cost is not quite proportional.
+const CAUTION: f64 = 0.95;
 
 impl Format for Frontier {
     fn name(&self) -> &'static str {
@@ -136,7 +138,7 @@ impl Search<'_> {
     fn run(&self) -> Outcome<Found> {
         let parameters = self.model.spec.parameters();
         let budget = Budget::of(self.terms).max_model_bits(parameters) / 8;
-        let (mut at, steps) = (0.0, (MANTISSAS.len() + RESCUE_TRIES.len()) as f64);
+        let (mut at, steps) = (0.0, (MANTISSAS.len() + RESCUE_TRIES) as f64);
         let mut attempt = |mantissa, rescued: &RescuedRows| {
             at += 1.0;
             self.writing.span.part(0.9, 1.0).at(at / steps, "pack");
@@ -159,10 +161,11 @@ impl Search<'_> {
         };
         let weights = parameters as f64;
         let (bits, spare) = (8.0 * found.hash.size as f64 / weights, 8.0 * (budget - found.hash.size) as f64);
-        let room = (spare / (weights * (RESCUED_BITS - bits).max(1.0))).min(self.terms.contract.max_rescue_fraction);
+        let mut room =
+            (spare / (weights * (RESCUED_BITS - bits).max(1.0))).min(self.terms.contract.max_rescue_fraction);
         let mut replaced = false;
-        for share in RESCUE_TRIES {
-            let rescued = self.ternary.rescued(room * share);
+        for _ in 0..RESCUE_TRIES {
+            let rescued = self.ternary.rescued(room);
             if rescued.share == 0.0 {
                 break;
             }
@@ -170,6 +173,8 @@ impl Search<'_> {
             if packed.hash.size <= budget {
                 return Ok(packed);
             }
+            room = CAUTION * rescued.share * (budget - found.hash.size) as f64
+                / (packed.hash.size - found.hash.size) as f64;
             replaced = true;
         }
         // What lies there is too large: the one that fits is made again.

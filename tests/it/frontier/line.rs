@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use factoryline::compress::{DenseTernary, F16_MANTISSA};
 use factoryline::frontier::{CheckOptions, Verdict, check, pack, unpack};
 use serde_json::{Map, Value, json};
 
@@ -69,6 +70,25 @@ fn example(hidden: usize) -> (tempfile::TempDir, Shape, Bench) {
 }
 
 #[test]
+fn on_a_calibration_the_rows_of_frequent_tokens_are_rescued() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = model(&dir.path().join("byte-lm"), 64);
+    let model = factoryline::family::open(&dir.path().join("byte-lm")).unwrap();
+    let frequent = [5, 70, 71, 200];
+    let mut counts = vec![1; model.spec.vocab];
+    frequent.iter().for_each(|token| counts[*token] = 10_000);
+    let ternary = DenseTernary::new(&model, Some(counts), &dir.path().join("rows")).unwrap();
+    let share = 4.5 * 64.0 / parameters(&shape) as f64;
+    let rescued = ternary.embedding(F16_MANTISSA, share).unwrap();
+    for (token, row) in rescued.chunks(64).enumerate() {
+        let mut magnitudes: Vec<u32> = row.iter().filter(|v| **v != 0.0).map(|v| v.abs().to_bits()).collect();
+        magnitudes.sort_unstable();
+        magnitudes.dedup();
+        assert_eq!(magnitudes.len() > 1, frequent.contains(&token), "row {token}: {} magnitudes", magnitudes.len());
+    }
+}
+
+#[test]
 fn the_example_recipe_ends_in_an_archive_that_conforms() {
     let (_dir, shape, bench) = example(256);
     bench.run();
@@ -86,7 +106,8 @@ fn the_example_recipe_ends_in_an_archive_that_conforms() {
     let evidence = &evidence.find(|e| e["gate"] == "frontier").unwrap_or_else(|| panic!("{said}"))["figures"];
     assert_eq!((evidence["verdict"].as_str(), evidence["scorer"].as_str()), (Some("accepted"), Some("prefix_bytes")));
     let rescued = evidence["rescued_share"].as_f64().unwrap();
-    assert!(rescued > 0.0 && rescued <= 0.1, "{rescued}");
+    // A few short rows in 4 bits may cost more than the little room there is.
+    assert!((0.0..=0.1).contains(&rescued), "{rescued}");
 
     // The same verdict by the validator alone, and what lies in the archive.
     let place = Place::new();
