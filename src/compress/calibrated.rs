@@ -141,8 +141,8 @@ impl Calibrated<'_> {
         let one = |l: &&LinearSpec| (16 * l.cols * l.cols + 12 * l.cols * l.rows) as u64;
         let tuned = |l: &&LinearSpec| (32 * l.cols * l.rows + 4 * 4 * STEP_TOKENS * (l.cols + l.rows)) as u64;
         match self.solver.tunes_blocks() {
-            true => layers.map(|l| tuned(&l)).sum(),
-            false => layers.map(|l| one(&l)).max().unwrap_or(0),
+            true => layers.map(tuned).sum(),
+            false => layers.map(one).max().unwrap_or(0),
         }
     }
 

@@ -63,8 +63,9 @@ pub fn transcode_rows(
     }
     // The rows of the source that are needed; all of them where the order asks for one that is not there.
     let from = |row: usize| order.map_or(row, |order| order(row));
-    let needed = rows.clone().map(from).fold(usize::MAX..0, |span, row| span.start.min(row)..span.end.max(row + 1));
-    let needed = if needed.end > all || needed.is_empty() { 0..all } else { needed };
+    let first = rows.clone().map(from).min().unwrap_or(0);
+    let last = rows.clone().map(from).max().unwrap_or(0);
+    let needed = if rows.is_empty() || last >= all { 0..all } else { first..last + 1 };
     let raw = source.rows_bytes(name, needed.clone())?;
     let (from_bytes, to_bytes) = (meta.dtype.bytes_for(cols), codec.dtype().bytes_for(cols));
     let start = out.len();

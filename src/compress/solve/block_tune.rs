@@ -158,12 +158,13 @@ impl Row {
             }
             let (low, high) = rungs.reach();
             let (mut by_step, mut by_offset) = (0f32, 0f32);
-            for c in part.first..part.end {
-                let g = gradient[c] * rungs.step;
-                by_step += g * rungs.level(rungs.nearest_place(self.places[c]));
+            let columns = part.first..part.end;
+            let places = self.places[columns.clone()].iter_mut().zip(&mut self.averages[columns.clone()]);
+            for ((place, averages), gradient) in places.zip(&gradient[columns]) {
+                let g = gradient * rungs.step;
+                by_step += g * rungs.level(rungs.nearest_place(*place));
                 by_offset += g;
-                let moved = self.places[c] - rates.place * direction(&mut self.averages[c], g, rates.at);
-                self.places[c] = moved.clamp(low, high);
+                *place = (*place - rates.place * direction(averages, g, rates.at)).clamp(low, high);
             }
             part.step *= 1.0 - rates.step * direction(&mut part.step_averages, by_step, rates.at);
             if has_offsets {
