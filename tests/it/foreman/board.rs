@@ -26,6 +26,11 @@ fn an_empty_line_and_a_waiting_one() {
     let retry =
         json!({"not_before": "2999-01-01T00:00:00Z", "reason": "killed by signal 9", "class": "infra", "retries": 1});
     bench.place(Station::Intake, "again.retry.json", &retry.to_string());
+    // All at one moment: parts that arrive together are in order of their names.
+    for entry in std::fs::read_dir(bench.layout.station(Station::Intake)).unwrap() {
+        let file = std::fs::File::options().write(true).open(entry.unwrap().path()).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)).unwrap();
+    }
     reads!(bench, bench.foreman(&["status"]).all(), @r#"
     exit 0
     --- stdout
