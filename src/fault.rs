@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// Who has to act on a fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultClass {
     /// The recipe is wrong: mend the recipe.
@@ -38,6 +38,15 @@ impl FaultClass {
     /// True when the same part may succeed on another attempt without anybody changing anything.
     pub fn is_retryable(self) -> bool {
         matches!(self, FaultClass::Infra)
+    }
+
+    /// A full disk is a matter of resources; every other I/O error may pass.
+    pub fn of_io(error: &std::io::Error) -> Self {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        match error.kind() {
+            StorageFull | QuotaExceeded | FileTooLarge => FaultClass::Resource,
+            _ => FaultClass::Infra,
+        }
     }
 
     /// Exit status of a worker that ended with this fault (after sysexits.h where one fits).
@@ -91,6 +100,10 @@ pub type Outcome<T> = Result<T, Fault>;
 impl Fault {
     pub fn new(class: FaultClass, message: impl Into<String>) -> Self {
         Fault { class, message: message.into(), hint: None, cause: None }
+    }
+    /// A failed input or output; its class says whether the disk is full.
+    pub fn io(message: impl Into<String>, error: std::io::Error) -> Self {
+        Self::new(FaultClass::of_io(&error), message).caused_by(error)
     }
     pub fn recipe(message: impl Into<String>) -> Self {
         Self::new(FaultClass::Recipe, message)

@@ -1,4 +1,5 @@
 //! factoryline: a model-compression factory whose API is a folder.
+pub mod crash;
 pub mod fault;
 pub mod registry;
 pub mod units;

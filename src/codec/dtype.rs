@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 macro_rules! dtypes {
     ($($variant:ident = $name:literal, $elems:literal, $bytes:literal;)+) => {
@@ -132,5 +132,12 @@ impl fmt::Display for Dtype {
 impl Serialize for Dtype {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Dtype {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Dtype::named(&name).ok_or_else(|| de::Error::custom(format!("no element type is called {name:?}")))
     }
 }

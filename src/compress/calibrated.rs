@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::encoded::{EncodedRows, EncodedWriter};
+use super::encoded::{EncodedMark, EncodedRows, EncodedWriter};
 use super::fold::{Folded, Folds};
 use super::scaling::{Scaling, StoredAs};
 use super::solve::{Matrix, Moments, SolveOptions, Solver, make_up_for_drift};
@@ -71,7 +72,7 @@ pub struct Calibrated<'a> {
 }
 
 /// How one matrix came out.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MatrixReport {
     pub weight: String,
@@ -83,7 +84,7 @@ pub struct MatrixReport {
     /// The solver, and what else it has to say.
     pub method: String,
     /// Its columns were scaled by this power of what they are given.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exponent: Option<f64>,
 }
 
@@ -159,10 +160,10 @@ impl Calibrated<'_> {
         path: &Path,
         progress: &dyn Fn(PassProgress),
     ) -> Result<CalibratedRows, CompressError> {
-        let writer = EncodedWriter::create(path)?;
         let source = model.tensors.as_ref();
         let scaling = self.solver.scales_inputs().then(|| Scaling::new(self.targets, self.stored_as, source));
-        let mut solving = Solving { how: self, source, writer, matrices: Vec::new(), solved: Vec::new(), scaling };
+        let mut solving =
+            Solving { how: self, source, path, writer: None, matrices: Vec::new(), solved: Vec::new(), scaling };
         let pass = run_rewriting(model, sequences, options, &mut solving, progress)?;
         let (folds, notes) = match solving.scaling {
             Some(scaling) => {
@@ -171,7 +172,11 @@ impl Calibrated<'_> {
             }
             None => Default::default(),
         };
-        Ok(CalibratedRows { rows: solving.writer.finish()?, matrices: solving.matrices, pass, folds, notes })
+        let writer = match solving.writer {
+            Some(writer) => writer,
+            None => EncodedWriter::create(path)?,
+        };
+        Ok(CalibratedRows { rows: writer.finish()?, matrices: solving.matrices, pass, folds, notes })
     }
 }
 
@@ -220,14 +225,31 @@ pub(super) fn rounds(block: &BlockSpec, wanted: &dyn Fn(&str) -> bool, sums: Byt
 struct Solving<'a> {
     how: &'a Calibrated<'a>,
     source: &'a dyn TensorSource,
-    writer: EncodedWriter,
+    path: &'a Path,
+    /// Made when the first rows come, or taken up where an interrupted pass left it.
+    writer: Option<EncodedWriter>,
     matrices: Vec<MatrixReport>,
     /// Matrices of the block under way that are still to be tuned, and their stored rows.
     solved: Vec<(Tunable, Vec<u8>)>,
     scaling: Option<Scaling<'a>>,
 }
 
+/// What is put down between two blocks.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    rows: EncodedMark,
+    matrices: Vec<MatrixReport>,
+    scaling: Option<Value>,
+}
+
 impl Solving<'_> {
+    fn writer(&mut self) -> Result<&mut EncodedWriter, CompressError> {
+        match &mut self.writer {
+            Some(writer) => Ok(writer),
+            empty => Ok(empty.insert(EncodedWriter::create(self.path)?)),
+        }
+    }
+
     fn solve(
         &mut self,
         layer: &LinearSpec,
@@ -260,7 +282,7 @@ impl Solving<'_> {
             exponent: self.scaling.as_ref().and_then(|scaling| scaling.exponents.get(name).copied()),
         });
         match solved.coded {
-            None => self.writer.put(&layer.weight, target.dtype, &solved.bytes)?,
+            None => self.writer()?.put(&layer.weight, target.dtype, &solved.bytes)?,
             Some(coded) => {
                 let (weight, grid, cols) = (layer.weight.clone(), target.grid.clone(), layer.cols);
                 self.solved.push((Tunable { weight, grid, wanted: values, cols, coded }, solved.bytes));
@@ -306,7 +328,8 @@ impl Rewriter for Solving<'_> {
                 Some((bytes, values)) => (bytes, Some(values)),
                 None => (stored.remove(&name).unwrap_or_default(), None),
             };
-            self.writer.put(&name, self.how.targets[&name].dtype, &bytes)?;
+            let dtype = self.how.targets[&name].dtype;
+            self.writer()?.put(&name, dtype, &bytes)?;
             if let Some(report) = self.matrices.iter_mut().rfind(|report| report.weight == name) {
                 report.method.push_str(&note);
             }
@@ -317,6 +340,33 @@ impl Rewriter for Solving<'_> {
 
     fn work(&self, block: &BlockSpec) -> u64 {
         self.how.work(block)
+    }
+
+    fn save(&mut self) -> Result<Option<Vec<u8>>, CompressError> {
+        let scaling = match &self.scaling {
+            Some(scaling) => match scaling.save() {
+                Some(saved) => Some(saved),
+                None => return Ok(None),
+            },
+            None => None,
+        };
+        let rows = self.writer()?.mark()?;
+        let saved = Saved { rows, matrices: self.matrices.clone(), scaling };
+        Ok(serde_json::to_vec(&saved).ok())
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> bool {
+        let Ok(saved) = serde_json::from_slice::<Saved>(saved) else { return false };
+        let Ok(Some(writer)) = EncodedWriter::at(self.path, saved.rows) else { return false };
+        let is_scaled = match (&mut self.scaling, saved.scaling) {
+            (Some(scaling), Some(saved)) => scaling.restore(saved),
+            (None, None) => true,
+            _ => false,
+        };
+        if is_scaled {
+            (self.writer, self.matrices) = (Some(writer), saved.matrices);
+        }
+        is_scaled
     }
 
     fn rewrite(

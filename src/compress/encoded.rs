@@ -6,18 +6,32 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
 use super::CompressError;
 use crate::model::{Dtype, MappedFile, ModelError, TensorMeta, TensorSource};
+use crate::units::Sha;
 
 /// A file of encoded matrices under construction.
 pub struct EncodedWriter {
     path: PathBuf,
     file: BufWriter<File>,
     at: u64,
+    /// Of what was written so far.
+    hasher: Sha256,
+    entries: HashMap<String, Entry>,
+}
+
+/// How far a file of encoded matrices is.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct EncodedMark {
+    at: u64,
+    sha256: Sha,
     entries: HashMap<String, Entry>,
 }
 
@@ -27,6 +41,7 @@ pub struct EncodedRows {
     entries: HashMap<String, Entry>,
 }
 
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Entry {
     /// The format, where it is one that models are stored in.
     dtype: Option<Dtype>,
@@ -38,12 +53,48 @@ impl EncodedWriter {
     /// Starts a file; what lies there is replaced.
     pub fn create(path: &Path) -> Result<Self, CompressError> {
         let file = File::create(path).map_err(CompressError::io("create", path))?;
-        Ok(EncodedWriter { path: path.to_owned(), file: BufWriter::new(file), at: 0, entries: HashMap::new() })
+        let (path, file) = (path.to_owned(), BufWriter::new(file));
+        Ok(EncodedWriter { path, file, at: 0, hasher: Sha256::new(), entries: HashMap::new() })
+    }
+
+    /// Makes what was written durable, and says how far that is.
+    pub fn mark(&mut self) -> Result<EncodedMark, CompressError> {
+        let synced = self.file.flush().and_then(|()| self.file.get_ref().sync_data());
+        synced.map_err(CompressError::io("write", &self.path))?;
+        let sha256 = Sha(self.hasher.clone().finalize().into());
+        Ok(EncodedMark { at: self.at, sha256, entries: self.entries.clone() })
+    }
+
+    /// Goes on with the file at `path` behind a mark; `None` when it is not what was marked.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn at(path: &Path, mark: EncodedMark) -> Result<Option<Self>, CompressError> {
+        let failed = || CompressError::io("read", path);
+        let Ok(mut file) = File::options().read(true).write(true).open(path) else { return Ok(None) };
+        let mut hasher = Sha256::new();
+        let (mut left, mut buffer) = (mark.at, vec![0u8; 1 << 20]);
+        while left > 0 {
+            let most = buffer.len().min(left as usize);
+            let read = file.read(&mut buffer[..most]).map_err(failed())?;
+            if read == 0 {
+                return Ok(None);
+            }
+            hasher.update(&buffer[..read]);
+            left -= read as u64;
+        }
+        if Sha(hasher.clone().finalize().into()) != mark.sha256 {
+            return Ok(None);
+        }
+        file.set_len(mark.at).map_err(failed())?;
+        let (path, file) = (path.to_owned(), BufWriter::new(file));
+        Ok(Some(EncodedWriter { path, file, at: mark.at, hasher, entries: mark.entries }))
     }
 
     /// Adds the rows of a weight.
     pub fn put(&mut self, weight: &str, dtype: Option<Dtype>, rows: &[u8]) -> Result<(), CompressError> {
         self.file.write_all(rows).map_err(CompressError::io("write", &self.path))?;
+        self.hasher.update(rows);
         self.entries.insert(weight.to_owned(), Entry { dtype, start: self.at as usize, len: rows.len() });
         self.at += rows.len() as u64;
         Ok(())

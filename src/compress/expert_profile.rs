@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::importance::PerLayer;
 use super::weight_scores::{Weighed, mixtures, router_norms};
 use super::{CompressError, Importance, METRIC_VERSION, Metric};
@@ -16,7 +18,7 @@ use crate::family::OpenModel;
 use crate::units::Sha;
 
 /// Sums over the tokens routed to one expert, in double precision and in the order of the pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Sums {
     tokens: u64,
     gates: f64,
@@ -45,7 +47,7 @@ impl Sums {
 }
 
 /// The observer of a profile pass.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct ExpertSums {
     /// Choices of the router, counted where they are made.
     chosen: PerLayer<u64>,
@@ -64,6 +66,14 @@ impl Observer for ExpertSums {
 
     fn wants_expert_outputs(&self) -> bool {
         true
+    }
+
+    fn save(&mut self) -> Option<Vec<u8>> {
+        serde_json::to_vec(self).ok()
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> bool {
+        serde_json::from_slice(saved).map(|saved| *self = saved).is_ok()
     }
 
     fn expert_outputs(&mut self, outputs: &ExpertOutputs<'_>) {

@@ -34,7 +34,7 @@ mod weight_scores;
 
 use std::path::{Path, PathBuf};
 
-use crate::fault::{Fault, FaultClass};
+use crate::fault::Fault;
 
 pub use budget::{
     Candidate, Candidates, ErrorTable, Group, MOST_GROUPS, Offer, Picks, Probe, Rounded, least_bytes, least_loss, reach,
@@ -125,20 +125,10 @@ impl From<CompressError> for Fault {
             CompressError::Tensor { .. } => {
                 Fault::source(error.to_string()).hint("the source model is damaged: fetch it again and compare hashes")
             }
-            CompressError::Io { action, path, source } => {
-                Fault::new(io_class(&source), format!("{action} {}", path.display())).caused_by(source)
-            }
+            CompressError::Io { action, path, source } => Fault::io(format!("{action} {}", path.display()), source),
             CompressError::Model(e) => e.into(),
             CompressError::Family(e) => e.into(),
             CompressError::Engine(e) => e.into(),
         }
-    }
-}
-
-/// A full disk is a matter of resources; every other I/O error may pass.
-pub(crate) fn io_class(error: &std::io::Error) -> FaultClass {
-    match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => FaultClass::Resource,
-        _ => FaultClass::Infra,
     }
 }

@@ -160,6 +160,15 @@ impl Observer for Teacher<'_> {
         self.kept.get(&layer).map(Vec::as_slice)
     }
 
+    fn save(&mut self) -> Option<Vec<u8>> {
+        self.solve();
+        serde_json::to_vec(&(&self.changes, &self.residuals)).ok()
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> bool {
+        serde_json::from_slice(saved).map(|saved| (self.changes, self.residuals) = saved).is_ok()
+    }
+
     fn imitation(&mut self, seen: &Imitation<'_>) {
         if self.layer.as_ref().is_some_and(|lesson| lesson.layer != seen.layer) {
             self.solve();

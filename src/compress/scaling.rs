@@ -5,8 +5,11 @@
 //! makes the input takes the inverses. A norm's gain counts as it will be stored: the scales are the old gain over the
 //! new, so that rounding it costs nothing.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+
+use serde_json::Value;
 
 use super::CompressError;
 use super::calibrated::Targets;
@@ -61,7 +64,7 @@ pub(super) struct Scaling<'a> {
     /// Targets of earlier rounds.
     solved: HashSet<String>,
     /// Why inputs were not scaled, and in how many blocks.
-    skipped: BTreeMap<&'static str, HashSet<usize>>,
+    skipped: BTreeMap<Cow<'static, str>, HashSet<usize>>,
 }
 
 /// A matrix, or some rows of it, whose columns are to be scaled.
@@ -92,6 +95,20 @@ impl<'a> Scaling<'a> {
         }
     }
 
+    /// What has been decided so far, put down.
+    pub fn save(&self) -> Option<Value> {
+        let folds = self.folds.save()?;
+        serde_json::to_value((folds, &self.exponents, &self.solved, &self.skipped)).ok()
+    }
+
+    /// Takes back what [`Scaling::save`] gave; false, and unchanged, when it cannot be read.
+    pub fn restore(&mut self, saved: Value) -> bool {
+        let Ok((folds, exponents, solved, skipped)) = serde_json::from_value(saved) else { return false };
+        let Some(folds) = Folds::restore(folds) else { return false };
+        (self.folds, self.exponents, self.solved, self.skipped) = (folds, exponents, solved, skipped);
+        true
+    }
+
     /// Why some inputs were not scaled, one line each.
     pub fn notes(&self) -> Vec<String> {
         self.skipped
@@ -101,7 +118,7 @@ impl<'a> Scaling<'a> {
     }
 
     fn skip(&mut self, block: &BlockSpec, why: &'static str) {
-        self.skipped.entry(why).or_default().insert(block.index);
+        self.skipped.entry(why.into()).or_default().insert(block.index);
     }
 
     /// Chooses the scales of the inputs whose readers this round solves, and changes their moments to those of the scaled

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use serde_json::Value;
 
 use super::Floor;
+use super::limits::{self, Kept};
 use super::tell::Teller;
 use crate::line::claim::Claimed;
 use crate::line::record;
@@ -37,6 +38,8 @@ pub enum Exit {
     Signal(i32),
     /// Killed by us: it said nothing for too long.
     Stalled,
+    /// Killed by us: it took more memory than it may.
+    TooMuch(String),
     /// Killed by us: the supervisor stops.
     Stopped,
     /// Killed by us: an operator asked for it.
@@ -79,10 +82,18 @@ pub fn build(floor: &Floor, claimed: &Claimed) -> Attempted {
     }
 }
 
+/// What comes from a worker.
+enum Heard {
+    Message(WorkerMessage),
+    /// It has ended, and its output before that.
+    Ended,
+}
+
 struct Worker {
     child: Child,
     group: Pid,
-    lines: Receiver<WorkerMessage>,
+    heard: Receiver<Heard>,
+    kept: Kept,
 }
 
 fn start(floor: &Floor, claimed: &Claimed) -> Result<Worker, String> {
@@ -109,21 +120,26 @@ fn start(floor: &Floor, claimed: &Claimed) -> Result<Worker, String> {
         .spawn()
         .map_err(|e| format!("cannot start {}: {e}", program.display()))?;
     let group = Pid::from_child(&child);
-    let (send, lines) = mpsc::channel();
+    let (send, heard) = mpsc::channel();
     if let Some(out) = child.stdout.take() {
-        // The waiter: ends when every holder of the pipe is gone.
-        std::thread::spawn(move || listen(&mut BufReader::new(out), chatter, &send));
+        // The waiter: ends when every holder of the pipe is gone, and the worker.
+        std::thread::spawn(move || {
+            listen(&mut BufReader::new(out), chatter, &send);
+            let _ = waitid(WaitId::Pid(group), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+            let _ = send.send(Heard::Ended);
+        });
     }
-    Ok(Worker { child, group, lines })
+    let kept = limits::keep(&floor.options.config.limits, group);
+    Ok(Worker { child, group, heard, kept })
 }
 
 /// Passes messages on; anything else a worker prints goes to its log.
-fn listen(out: &mut impl BufRead, mut log: impl Write, send: &mpsc::Sender<WorkerMessage>) {
+fn listen(out: &mut impl BufRead, mut log: impl Write, send: &mpsc::Sender<Heard>) {
     let mut line = Vec::new();
     while out.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
         match wire::parse(&String::from_utf8_lossy(&line)) {
             Some(message) => {
-                if send.send(message).is_err() {
+                if send.send(Heard::Message(message)).is_err() {
                     return;
                 }
             }
@@ -139,13 +155,12 @@ impl Worker {
         let mut last_sign = Instant::now();
         let mut last_look = Instant::now();
         loop {
-            match self.lines.recv_timeout(TICK) {
-                Ok(message) => {
+            match self.heard.recv_timeout(TICK) {
+                Ok(Heard::Message(message)) => {
                     last_sign = Instant::now();
                     teller.hear(&message);
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                // Nobody holds the pipe any more: the end is near, or it closed its output and goes on.
+                Ok(Heard::Ended) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => self.doze(),
             }
             if self.has_ended() {
@@ -160,6 +175,10 @@ impl Worker {
                 if floor.options.stop.is_requested() {
                     self.end(floor, teller);
                     return Exit::Stopped;
+                }
+                if let Some(why) = self.kept.too_much() {
+                    self.kill();
+                    return Exit::TooMuch(why);
                 }
                 if last_sign.elapsed() > floor.options.config.stall {
                     self.kill();
@@ -183,12 +202,16 @@ impl Worker {
     fn ended(&mut self, teller: &mut Teller) -> Exit {
         self.signal(Signal::KILL);
         let until = Instant::now() + Duration::from_millis(500);
-        while let Ok(message) = self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        while let Ok(Heard::Message(message)) = self.heard.recv_timeout(until.saturating_duration_since(Instant::now()))
+        {
             teller.hear(&message);
         }
         match self.child.wait() {
             Ok(status) => match (status.code(), std::os::unix::process::ExitStatusExt::signal(&status)) {
                 (Some(code), _) => Exit::Status(code),
+                (None, _) if self.kept.was_killed_for_memory() => {
+                    Exit::TooMuch("the worker's control group ran out of memory".into())
+                }
                 (None, signal) => Exit::Signal(signal.unwrap_or(0)),
             },
             Err(e) => Exit::NotStarted(format!("the worker's exit status is lost: {e}")),
@@ -200,9 +223,9 @@ impl Worker {
         self.signal(Signal::TERM);
         let until = Instant::now() + floor.options.config.grace;
         while Instant::now() < until && !floor.options.stop.is_urgent() && !self.has_ended() {
-            match self.lines.recv_timeout(Duration::from_millis(20)) {
-                Ok(message) => teller.hear(&message),
-                Err(RecvTimeoutError::Timeout) => {}
+            match self.heard.recv_timeout(Duration::from_millis(20)) {
+                Ok(Heard::Message(message)) => teller.hear(&message),
+                Ok(Heard::Ended) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => self.doze(),
             }
         }

@@ -10,7 +10,7 @@ use serde_json::{Map, json};
 
 use crate::fault::Fault;
 use crate::line::shelf::{self, PartEntry, Shelf};
-use crate::line::{ErrorRecord, Layout, LineError, Station, record, stamp};
+use crate::line::{ErrorRecord, Layout, LineError, Needs, Station, record, stamp};
 use crate::recipe::{self, Finding, RecipeFile};
 
 /// A file that does not read as a recipe is given this long to be written to its end.
@@ -23,6 +23,19 @@ pub struct Waiting {
     pub admission: Admission,
     arrived: DateTime<Utc>,
     not_before: Option<DateTime<Utc>>,
+    /// What was lacking when it was tried last.
+    needs: Option<Needs>,
+    /// Since when that is so.
+    since: Option<DateTime<Utc>>,
+}
+
+/// How the next part is chosen.
+pub struct Picking<'a> {
+    /// No other base name.
+    pub only: Option<&'a str>,
+    /// Whether something that takes this much fits now.
+    pub fits: &'a dyn Fn(&Needs) -> bool,
+    pub patience: TimeDelta,
 }
 
 /// What admission says of a recipe.
@@ -91,12 +104,25 @@ impl Intake {
         Ok(self.ignored(layout, shelf, now))
     }
 
-    /// The next part that may be picked up now; it leaves the queue. `only`: no other base name.
-    pub fn take(&mut self, now: DateTime<Utc>, only: Option<&str>) -> Option<Waiting> {
-        let is_ready =
-            |w: &Waiting| w.not_before.is_none_or(|t| t <= now) && only.is_none_or(|base| w.entry.name.base() == base);
-        let at = self.waiting.iter().position(is_ready)?;
-        Some(self.waiting.remove(at))
+    /// The next part that may be picked up now; it leaves the queue. One that is known not to fit lets others pass until
+    /// its patience ends: then the line waits for it.
+    pub fn take(&mut self, now: DateTime<Utc>, how: &Picking<'_>) -> Option<Waiting> {
+        let mut at = None;
+        for (place, waiting) in self.waiting.iter().enumerate() {
+            let is_ours = how.only.is_none_or(|base| waiting.entry.name.base() == base);
+            if !is_ours || waiting.not_before.is_some_and(|t| t > now) {
+                continue;
+            }
+            match waiting.needs.filter(|needs| !(how.fits)(needs)) {
+                None => {
+                    at = Some(place);
+                    break;
+                }
+                Some(_) if waiting.since.is_some_and(|since| now - since > how.patience) => break,
+                Some(_) => {}
+            }
+        }
+        Some(self.waiting.remove(at?))
     }
 
     /// Does not offer this part again before a time.
@@ -181,6 +207,8 @@ fn waiting(layout: &Layout, entry: &PartEntry, admission: Admission) -> Waiting 
     Waiting {
         arrived: retry.arrived_at.as_deref().and_then(stamp::parse).unwrap_or(entry.arrived),
         not_before: retry.not_before.as_deref().and_then(stamp::parse),
+        needs: retry.needs,
+        since: retry.waiting_since.as_deref().and_then(stamp::parse),
         entry: entry.clone(),
         admission,
     }

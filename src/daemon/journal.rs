@@ -68,6 +68,13 @@ impl<W: Write + Send> DaemonObserver for Journal<W> {
                 let text = format!("{part}: again in {delay_s:.1} s: {reason}");
                 self.line("retried", &text, json!({"part": part.file_name(), "delay_s": delay_s}));
             }
+            DaemonEvent::Waits { part, reason } => {
+                self.line(
+                    "waits",
+                    &format!("{part}: waits, {reason}"),
+                    json!({"part": part.file_name(), "reason": reason}),
+                );
+            }
             DaemonEvent::Returned { part } => {
                 self.line("returned", &format!("{part}: back to intake"), json!({"part": part.file_name()}));
             }

@@ -8,12 +8,14 @@ mod build;
 mod doorbell;
 mod intake;
 mod journal;
+mod limits;
 mod observer;
 mod options;
 mod serve;
 mod settle;
 mod tell;
 
+use std::cell::OnceCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::Scope;
@@ -28,13 +30,14 @@ use crate::line::heartbeat::State;
 use crate::line::lock::MovesLock;
 use crate::line::moves::Mover;
 use crate::line::recovery::{self, table};
-use crate::line::{EventLog, HeartbeatWriter, Layout, LineLock, outcome};
-use crate::node::free_bytes;
+use crate::line::{ErrorRecord, EventLog, HeartbeatWriter, Layout, LineLock, Needs, outcome};
+use crate::node::{Room, free_bytes};
 use build::Ending;
 use doorbell::{Ring, SignalWatch, Watch};
-use intake::{Admission, Intake, Waiting};
+use intake::{Admission, Intake, Picking, Waiting};
 
 pub use journal::Journal;
+pub use limits::{ControlGroups, Limits};
 pub use observer::{DaemonEvent, DaemonObserver, NoObserver};
 pub use options::{DaemonConfig, DaemonOptions, Mode, StopHandle, Summary, WorkerCommand};
 pub use serve::{ServeArgs, serve};
@@ -63,6 +66,7 @@ pub fn run(options: &DaemonOptions, observer: &dyn DaemonObserver) -> Outcome<Su
         only: None,
         is_stale: true,
         last_scan: Instant::now(),
+        scan_took: Duration::ZERO,
         orphans: false,
         summary: Summary::default(),
     };
@@ -94,6 +98,7 @@ struct Supervisor<'a> {
     /// Intake has changed since it was scanned.
     is_stale: bool,
     last_scan: Instant,
+    scan_took: Duration,
     /// Assembly holds parts that are not ours: another worker lives, or a settling failed.
     orphans: bool,
     summary: Summary,
@@ -157,37 +162,52 @@ impl<'a> Supervisor<'a> {
         if self.orphans {
             self.recover()?;
         }
-        if self.is_stale || self.intake.is_unsettled() {
+        if self.scan_in() == Some(Duration::ZERO) {
             self.scan()?;
         }
         if self.has_room() && !self.intake.is_empty() {
             self.floor.check_space()?;
         }
         while self.has_room() {
-            let Some(waiting) = self.intake.take(Utc::now(), self.only.as_deref()) else { break };
+            let Some(waiting) = self.next() else { break };
             // Put right by the next scan if anything below fails.
-            self.is_stale = true;
-            if self.admit(&waiting)?
-                && let Some(claimed) = self.claim(&waiting)?
-            {
-                self.build(scope, claimed);
+            let was_stale = std::mem::replace(&mut self.is_stale, true);
+            match &waiting.admission {
+                Admission::Refused(error) => self.is_stale = was_stale | !self.refuse(&waiting, error)?,
+                Admission::Good { .. } => {
+                    if let Some(claimed) = self.claim(&waiting)? {
+                        self.is_stale = was_stale;
+                        self.build(scope, claimed);
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    /// A recipe that cannot be built goes to rework at once.
-    fn admit(&mut self, waiting: &Waiting) -> Outcome<bool> {
-        let Admission::Refused(error) = &waiting.admission else { return Ok(true) };
+    /// The part whose turn it is, of those that fit.
+    fn next(&mut self) -> Option<Waiting> {
+        let config = &self.floor.options.config;
+        let room = OnceCell::new();
+        let fits = |needs: &Needs| {
+            let room: &Room = room.get_or_init(|| Room::now(&self.floor.layout.work_root(), config.min_free));
+            room.lacks(needs.ram, needs.vram, needs.disk).is_none()
+        };
+        let patience = TimeDelta::from_std(config.patience).unwrap_or(TimeDelta::MAX);
+        self.intake.take(Utc::now(), &Picking { only: self.only.as_deref(), fits: &fits, patience })
+    }
+
+    /// A recipe that cannot be built goes to rework at once; false when it is not there any more.
+    fn refuse(&mut self, waiting: &Waiting, error: &ErrorRecord) -> Outcome<bool> {
         let floor = self.floor;
         let _moves = MovesLock::acquire(&floor.layout)?;
         if !waiting.is_current() {
             return Ok(false);
         }
-        outcome::send_back(Mover::real(&floor.layout), &waiting.entry, (**error).clone())?;
+        outcome::send_back(Mover::real(&floor.layout), &waiting.entry, error.clone())?;
         self.summary.rework += 1;
         floor.observer.see(&DaemonEvent::Rework { part: &waiting.entry.name, error });
-        Ok(false)
+        Ok(true)
     }
 
     /// Takes the part into assembly; `None` when somebody was faster or its last worker still lives.
@@ -258,14 +278,26 @@ impl<'a> Supervisor<'a> {
     fn scan(&mut self) -> Outcome<()> {
         self.watch.answered();
         self.is_stale = false;
+        let (floor, began) = (self.floor, Instant::now());
+        let scanned = self.intake.scan(&floor.layout, Utc::now());
         self.last_scan = Instant::now();
-        let floor = self.floor;
-        let ignored = self.intake.scan(&floor.layout, Utc::now()).inspect_err(|_| self.is_stale = true)?;
+        self.scan_took = self.last_scan - began;
+        let ignored = scanned.inspect_err(|_| self.is_stale = true)?;
         for ignored in ignored {
             floor.events.tell("line/ignored", None, json!({"file": ignored.file, "reason": ignored.reason}));
             floor.observer.see(&DaemonEvent::Ignored { file: &ignored.file, reason: &ignored.reason });
         }
         Ok(())
+    }
+
+    /// How long until intake is to be looked at; `None` while it is as the last look found it. While parts are ready and
+    /// more keep coming, looks take a quarter of the time at most: a long queue is not read again for every part.
+    fn scan_in(&self) -> Option<Duration> {
+        if !self.is_stale && !self.intake.is_unsettled() {
+            return None;
+        }
+        let rest = if self.intake.is_empty() { Duration::ZERO } else { 3 * self.scan_took };
+        Some(rest.saturating_sub(self.last_scan.elapsed()))
     }
 
     fn has_room(&self) -> bool {
@@ -316,13 +348,11 @@ impl<'a> Supervisor<'a> {
         if failures > 0 {
             return Duration::from_secs(1);
         }
-        if self.is_stale && self.has_room() {
-            return Duration::ZERO;
-        }
+        let scan = if self.is_stale && self.has_room() { self.scan_in() } else { None };
         let due = if self.has_room() { self.intake.due_in(Utc::now()) } else { None };
         let orphans = self.orphans.then_some(Duration::from_millis(500));
         // A moment late rather than a moment early: a look just before the time finds nothing.
-        [due.map(|d| d + Duration::from_millis(2)), orphans].into_iter().flatten().fold(rescan, Duration::min)
+        [due.map(|d| d + Duration::from_millis(2)), orphans, scan].into_iter().flatten().fold(rescan, Duration::min)
     }
 
     fn answer(&mut self, ring: Ring) {
@@ -331,7 +361,8 @@ impl<'a> Supervisor<'a> {
             Ring::Stop => {}
             Ring::Done(ending) => {
                 self.running -= 1;
-                self.is_stale = true;
+                // These stand in intake again, or nobody knows where.
+                self.is_stale |= !matches!(ending, Ending::Finished | Ending::Rework);
                 match ending {
                     Ending::Finished => self.summary.finished += 1,
                     Ending::Rework => self.summary.rework += 1,

@@ -45,6 +45,11 @@ pub enum DaemonEvent<'a> {
         reason: &'a str,
         delay_s: f64,
     },
+    /// Back to intake because it does not fit at this moment.
+    Waits {
+        part: &'a PartName,
+        reason: &'a str,
+    },
     /// Back to intake because the supervisor stops.
     Returned {
         part: &'a PartName,

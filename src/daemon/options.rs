@@ -1,6 +1,8 @@
 //! What a supervisor is told, and what it tells at the end.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,8 +14,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::doorbell::Ring;
-use crate::fault::{Fault, Outcome};
-use crate::node::Node;
+use super::limits::{ControlGroups, Limits};
+use crate::fault::{Fault, FaultClass, Outcome};
+use crate::node::{Node, RetryBudget};
 use crate::units::Bytes;
 
 /// How long a supervisor works.
@@ -34,8 +37,10 @@ pub enum Mode {
 pub struct DaemonConfig {
     /// Name of the node in events and heartbeat.
     pub host: String,
-    /// Attempts after the first before a part goes to rework.
+    /// Further attempts at a stage after faults of the machine, and attempts after crashes nobody wrote down.
     pub max_retries: u32,
+    /// Other budgets, by class of fault.
+    pub retry: BTreeMap<FaultClass, RetryBudget>,
     /// A worker that says nothing for this long is taken for hung.
     pub stall: Duration,
     /// Wait before the first retry; doubled for each further one, at most an hour.
@@ -49,6 +54,34 @@ pub struct DaemonConfig {
     pub slots: usize,
     /// Nothing is started while less than this is free under the root: moves and logs need room.
     pub min_free: Bytes,
+    pub limits: Limits,
+    /// A part that does not fit at the moment lets others pass for this long.
+    pub patience: Duration,
+}
+
+/// How often, and how soon, a part is tried again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Budget {
+    pub most: u32,
+    backoff: Duration,
+    longest: Duration,
+}
+
+impl Budget {
+    /// Wait before the next attempt when `spent` have failed, a quarter more or less: parts that failed together do not
+    /// come back together.
+    pub fn delay(&self, spent: u32) -> Duration {
+        let longest = self.longest.max(self.backoff);
+        let plain = self.backoff.saturating_mul(1 << spent.saturating_sub(1).min(16)).min(longest);
+        plain.mul_f64(0.75 + 0.5 * random_share())
+    }
+}
+
+/// Between 0 and 1; the middle where the system has no random numbers.
+fn random_share() -> f64 {
+    let mut bytes = [0u8; 4];
+    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    read.map_or(0.5, |()| f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX))
 }
 
 impl DaemonConfig {
@@ -63,13 +96,28 @@ impl DaemonConfig {
             grace: node.forge.stop_grace,
             slots: 1,
             min_free: node.hot.min_free,
+            retry: node.retry.clone(),
+            patience: node.forge.patience,
+            limits: Limits {
+                nice: node.forge.nice,
+                io_priority: node.forge.io_priority,
+                memory: Some(node.forge.worker_memory),
+                control_groups: ControlGroups::default(),
+            },
         }
     }
 
-    /// Wait before retry number `retries` + 1.
-    pub(crate) fn delay(&self, retries: u32) -> Duration {
+    /// What is done about faults of this class: without a word about it, only those of the machine are tried again.
+    pub(crate) fn budget(&self, class: &str) -> Budget {
         const LONGEST: Duration = Duration::from_secs(3600);
-        self.backoff.saturating_mul(1 << retries.min(16)).min(LONGEST.max(self.backoff))
+        let class = FaultClass::ALL.into_iter().find(|known| known.as_str() == class);
+        let said = class.and_then(|class| self.retry.get(&class)).copied().unwrap_or_default();
+        let usual = if class.is_some_and(FaultClass::is_retryable) { self.max_retries } else { 0 };
+        Budget {
+            most: said.most.unwrap_or(usual),
+            backoff: said.backoff.unwrap_or(self.backoff),
+            longest: said.longest.unwrap_or(LONGEST),
+        }
     }
 }
 

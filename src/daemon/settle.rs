@@ -1,24 +1,34 @@
 //! After an attempt: inspect what it left, then ship it, send it back, or let it try again.
 
+use std::time::Duration;
+
+use chrono::Utc;
 use serde_json::json;
 
 use super::Floor;
 use super::build::{Attempted, Ending, Exit};
 use super::observer::DaemonEvent;
-use crate::fault::{FaultClass, Outcome};
+use crate::fault::{Fault, FaultClass, Outcome};
+use crate::line::attempts::{self, FailedAttempt};
 use crate::line::claim::Claimed;
 use crate::line::lock::MovesLock;
 use crate::line::moves::Mover;
 use crate::line::outcome::{self, Left, Return};
-use crate::line::{ErrorRecord, ResultRecord, verbs};
+use crate::line::record::WaitRecord;
+use crate::line::wire::WAITS;
+use crate::line::{ErrorRecord, ResultRecord, stamp, verbs};
 
 /// What is to be done with the part.
 #[derive(Debug)]
 enum Verdict {
     Ship(Box<ResultRecord>),
     Rework(Box<ErrorRecord>),
-    /// It may succeed on another attempt.
-    Retry(Box<ErrorRecord>),
+    /// To be tried again or sent back: what was tried before decides.
+    Failed(Box<ErrorRecord>),
+    /// It may succeed on another attempt, after this long.
+    Retry(Box<ErrorRecord>, Duration),
+    /// It does not fit at this moment.
+    Wait(WaitRecord),
     /// Nobody's fault: the supervisor stops.
     Return,
 }
@@ -26,11 +36,11 @@ enum Verdict {
 /// Decides by what lies on disk and how the worker ended, and moves the part. The claim is held until it stands.
 pub fn settle(floor: &Floor, claimed: &Claimed, attempted: &Attempted) -> Outcome<Ending> {
     let part = &claimed.part;
+    let mover = Mover::real(&floor.layout);
     let verdict = match inspect(floor, claimed, attempted) {
-        Verdict::Retry(error) if part.retries >= floor.options.config.max_retries => Verdict::Rework(error),
+        Verdict::Failed(error) => judge(floor, claimed, attempted, error, mover)?,
         verdict => verdict,
     };
-    let mover = Mover::real(&floor.layout);
     let _moves = MovesLock::acquire(&floor.layout)?;
     Ok(match verdict {
         Verdict::Ship(mut result) => {
@@ -46,7 +56,22 @@ pub fn settle(floor: &Floor, claimed: &Claimed, attempted: &Attempted) -> Outcom
             floor.observer.see(&DaemonEvent::Rework { part: &part.name, error: &error });
             Ending::Rework
         }
-        Verdict::Retry(error) => retry(floor, claimed, &error, mover)?,
+        Verdict::Failed(_) => return Err(Fault::internal("a failed attempt was not judged")),
+        Verdict::Retry(error, delay) => retry(floor, claimed, &error, delay, mover)?,
+        Verdict::Wait(wait) => {
+            let wish = Return {
+                charged: false,
+                // What is lacking may come back at once, and go again.
+                delay: floor.options.config.rescan,
+                class: "waiting".into(),
+                reason: wait.reason.clone(),
+                arrived_at: claimed.attempt.arrived_at.clone(),
+                room: Some((wait.needs, wait.since)),
+            };
+            let name = outcome::take_back(mover, part, &wish)?;
+            floor.observer.see(&DaemonEvent::Waits { part: &name, reason: &wait.reason });
+            Ending::Returned
+        }
         Verdict::Return => {
             let wish = Return {
                 charged: false,
@@ -54,6 +79,7 @@ pub fn settle(floor: &Floor, claimed: &Claimed, attempted: &Attempted) -> Outcom
                 class: "stopped".into(),
                 reason: "the supervisor was stopped".into(),
                 arrived_at: claimed.attempt.arrived_at.clone(),
+                room: None,
             };
             let name = outcome::take_back(mover, part, &wish)?;
             floor.observer.see(&DaemonEvent::Returned { part: &name });
@@ -62,14 +88,45 @@ pub fn settle(floor: &Floor, claimed: &Claimed, attempted: &Attempted) -> Outcom
     })
 }
 
-fn retry(floor: &Floor, claimed: &Claimed, error: &ErrorRecord, mover: Mover) -> Outcome<Ending> {
-    let delay = floor.options.config.delay(claimed.part.retries);
+/// Notes the failed attempt and asks the budget of its class and stage for another.
+fn judge(
+    floor: &Floor,
+    claimed: &Claimed,
+    attempted: &Attempted,
+    mut error: Box<ErrorRecord>,
+    mover: Mover,
+) -> Outcome<Verdict> {
+    let failed = FailedAttempt {
+        attempt: claimed.attempt.attempt,
+        token: claimed.attempt.token.to_string(),
+        retries: claimed.part.retries,
+        stage: error.stage.clone(),
+        class: error.class.clone(),
+        error: error.error.clone(),
+        ended_at: stamp::seconds(Utc::now()),
+        elapsed_s: attempted.elapsed.as_secs_f64(),
+    };
+    let all = attempts::add(mover, &floor.layout.work(&claimed.part.name), failed)?;
+    let spent = attempts::spent(&all, claimed.part.retries, &error.class, error.stage.as_deref());
+    let budget = floor.options.config.budget(&error.class);
+    if spent <= budget.most {
+        return Ok(Verdict::Retry(error, budget.delay(spent)));
+    }
+    let earlier = &all[..all.len().saturating_sub(1)];
+    if !earlier.is_empty() {
+        error.more.insert("earlier_attempts".into(), json!(earlier));
+    }
+    Ok(Verdict::Rework(error))
+}
+
+fn retry(floor: &Floor, claimed: &Claimed, error: &ErrorRecord, delay: Duration, mover: Mover) -> Outcome<Ending> {
     let wish = Return {
         charged: true,
         delay,
         class: error.class.clone(),
         reason: error.error.clone(),
         arrived_at: claimed.attempt.arrived_at.clone(),
+        room: None,
     };
     let name = outcome::take_back(mover, &claimed.part, &wish)?;
     floor.observer.see(&DaemonEvent::Retried { part: &name, reason: &error.error, delay_s: delay.as_secs_f64() });
@@ -87,11 +144,15 @@ fn inspect(floor: &Floor, claimed: &Claimed, attempted: &Attempted) -> Verdict {
         }
         (_, Left::Result(result)) => Verdict::Ship(result),
         (Exit::Stopped, Left::Nothing(_)) => Verdict::Return,
+        (Exit::Status(code), Left::Nothing(_)) if *code == i32::from(WAITS) => {
+            match outcome::waits(&work, &claimed.attempt) {
+                Some(wait) => Verdict::Wait(wait),
+                None => Verdict::Return,
+            }
+        }
         (exit, Left::Nothing(missing)) => {
             let error = failure(floor, claimed, attempted, exit, &missing);
-            let is_retryable = error.class == FaultClass::Infra.as_str();
-            let error = Box::new(explained(floor, claimed, attempted, error));
-            if is_retryable { Verdict::Retry(error) } else { Verdict::Rework(error) }
+            Verdict::Failed(Box::new(explained(floor, claimed, attempted, error)))
         }
     }
 }
@@ -126,6 +187,11 @@ fn failure(floor: &Floor, claimed: &Claimed, attempted: &Attempted, exit: &Exit,
             FaultClass::Infra,
             format!("the worker said nothing for {:.0} s and was killed", floor.options.config.stall.as_secs_f64()),
             Some("raise forge.stall_seconds in factory_node.toml if this stage may be silent for so long"),
+        ),
+        Exit::TooMuch(problem) => blank(
+            FaultClass::Resource,
+            format!("{problem}: it was ended before the kernel had to end somebody"),
+            Some("lower forge.memory_budget_gb in factory_node.toml, or raise forge.worker_memory_gb"),
         ),
         Exit::NotStarted(problem) => blank(FaultClass::Infra, format!("the worker did not run: {problem}"), None),
         Exit::Stopped | Exit::Cancelled(_) => blank(FaultClass::Infra, "the worker was stopped".into(), None),

@@ -4,7 +4,7 @@
 //! of each, the last hidden states of the scored positions are kept. Then the heads are computed together, one rectangle
 //! of the logit matrix at a time for all models, so that they can be compared without any of their logits being stored.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::EngineError;
@@ -16,6 +16,7 @@ use super::host::Host;
 use super::memory::{self, MemoryPlan};
 use super::observer::Observer;
 use super::pass::{Pass, PassOptions, PassProgress, PassReport, Scoring, Subject, check_sequences};
+use super::savepoint::Keeper;
 use super::variant::{Run, runs};
 use crate::family::BlockSpec;
 
@@ -105,17 +106,31 @@ impl<'a> Shared<'a> {
         let (mut heads, mut kept) = (Vec::new(), Vec::new());
         let (mut blocks_before, mut work_before) = (0, 0.0);
         for (number, Lane { pass, runs, scored }) in lanes.iter().enumerate() {
-            let mut hidden = pass.embed(runs, &plan)?;
+            let mut hidden = pass.store(runs, &plan)?;
+            let is_alone = lanes.len() == 1;
+            let has_head = scored.iter().any(|scored| !scored.rows.is_empty());
+            let savepoints = self.options.savepoints.as_ref().filter(|_| is_alone);
+            let mut keeper = Keeper::new(savepoints, pass.shape(runs, 1), has_head);
             let (blocks, work) = (pass.spec.blocks.len(), lanes[number].block_work());
             let observers: &mut [&mut dyn Observer] = if number == 0 { observers } else { &mut [] };
-            pass.blocks(runs, &mut hidden, observers, &expert_work, |block, share| {
+            let first = match pass.take_up(&mut keeper, &mut hidden, observers)? {
+                Some(point) => {
+                    expert_work.store(point.expert_work, Ordering::Relaxed);
+                    point.block
+                }
+                None => {
+                    pass.embed(runs, &mut hidden)?;
+                    0
+                }
+            };
+            pass.blocks((runs, first), &mut hidden, observers, &expert_work, &mut keeper, |block, share| {
                 let done = work_before + (block as f64 + share) / blocks as f64 * work;
                 clock.report(blocks_before + block + usize::from(share == 1.0), done);
             })?;
             (blocks_before, work_before) = (blocks_before + blocks, work_before + work);
             // The next model's arrays, and the head's, have other sizes.
             super::pool::drain();
-            if scored.iter().any(|scored| !scored.rows.is_empty()) {
+            if has_head {
                 let head = Head { backend, spec: pass.spec, source: pass.source };
                 kept.push(head.keep(hidden, scored.clone())?);
                 heads.push(head);

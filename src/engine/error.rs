@@ -48,9 +48,7 @@ impl From<EngineError> for Fault {
             EngineError::NotFinite { .. } => {
                 Fault::source(text).hint("the weights are damaged or overflow; verify the model's files")
             }
-            EngineError::Spill { source, .. } => {
-                Fault::infra(text).hint("free space in the work directory").caused_by(source)
-            }
+            EngineError::Spill { source, .. } => Fault::io(text, source).hint("free space in the work directory"),
             EngineError::Budget { .. } => Fault::resource(text).hint("raise the memory budget or shorten the context"),
             EngineError::Load { source, .. } => {
                 let mut fault = Fault::from(source);

@@ -32,6 +32,7 @@ mod pool;
 mod prefetch;
 mod rewrite;
 mod routing;
+mod savepoint;
 mod tune;
 mod variant;
 pub(crate) mod vector;
@@ -46,6 +47,7 @@ pub use observer::{ExpertOutputs, HeadViews, Imitation, LogitChunk, Observer, Ro
 pub use overlay::Overlay;
 pub use pass::{PassOptions, PassProgress, PassReport, Scoring, Subject, predict, run_pass, run_subject};
 pub use rewrite::{RewritePlan, RewriteReport, Rewriter, predict_rewriting, run_rewriting};
+pub use savepoint::Savepoints;
 pub use tune::{STEP_TOKENS, Tune};
 pub use variant::{Survivors, Variant};
 pub use vector::{exponential_sum, exponentials, largest, weighted_difference};

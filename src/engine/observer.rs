@@ -84,6 +84,17 @@ pub trait Observer {
     /// The attention heads of a block have run.
     fn heads(&mut self, _heads: &HeadViews<'_>) {}
 
+    /// What has been seen so far, put down between two blocks so that an interrupted pass can go on. `None`: it cannot be
+    /// put down, and the pass keeps no savepoints.
+    fn save(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// Takes back what [`Observer::save`] gave; false, and unchanged, when it cannot be read.
+    fn restore(&mut self, _saved: &[u8]) -> bool {
+        false
+    }
+
     /// True to be given [`Observer::logits`].
     fn wants_logits(&self) -> bool {
         false

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::Device;
 
@@ -19,6 +19,7 @@ use super::matmul::{self, Kernel};
 use super::memory::MemoryPlan;
 use super::observer::Observer;
 use super::prefetch::one_ahead;
+use super::savepoint::{Keeper, Point, Savepoints, Shape};
 use super::variant::{Change, Run, Variant};
 use crate::family::{BlockSpec, ModelSpec, OpenModel, RopeSpec};
 use crate::model::TensorSource;
@@ -39,6 +40,9 @@ pub struct PassOptions {
     pub kernel: Option<Kernel>,
     /// Use candle's operations on the CPU too, instead of the CPU backend.
     pub candle_on_cpu: bool,
+    /// Where the pass keeps what it needs to go on after an interruption; it keeps nothing if `None`. Passes over several
+    /// models side by side keep nothing.
+    pub savepoints: Option<Savepoints>,
 }
 
 impl Default for PassOptions {
@@ -49,6 +53,7 @@ impl Default for PassOptions {
             spill_directory: None,
             kernel: None,
             candle_on_cpu: false,
+            savepoints: None,
         }
     }
 }
@@ -213,11 +218,43 @@ impl<B: Backend> Pass<'_, B> {
         MemoryPlan::new(self.backend, self.spec, self.source, kept, longest, on_device, budget)
     }
 
-    pub fn embed(&self, runs: &[Run], plan: &MemoryPlan) -> Result<HiddenStore<B>> {
+    /// A place for the hidden states of all runs.
+    pub fn store(&self, runs: &[Run], plan: &MemoryPlan) -> Result<HiddenStore<B>> {
         let temporary = std::env::temp_dir();
         let directory = self.options.spill_directory.as_deref().unwrap_or(&temporary);
         let rows: Vec<usize> = runs.iter().map(|run| run.batch.rows()).collect();
-        let mut hidden = HiddenStore::new(&rows, self.spec.hidden, plan.spill.then_some(directory))?;
+        HiddenStore::new(&rows, self.spec.hidden, plan.spill.then_some(directory))
+    }
+
+    /// What a savepoint of this pass is cut up like; `streams` sets of hidden states.
+    pub fn shape(&self, runs: &[Run], streams: usize) -> Shape {
+        let rows = runs.iter().map(|run| run.batch.rows()).collect();
+        Shape { blocks: self.spec.blocks.len(), columns: self.spec.hidden, rows, streams }
+    }
+
+    /// Takes up what observers had gathered at a savepoint; `None` when there is none to go on from.
+    pub fn take_up(
+        &self,
+        keeper: &mut Keeper<'_>,
+        hidden: &mut HiddenStore<B>,
+        observers: &mut [&mut dyn Observer],
+    ) -> Result<Option<Point>> {
+        let Some(point) = keeper.resume(self.backend, &mut [hidden])? else { return Ok(None) };
+        let is_taken_back = match observers {
+            [] => true,
+            [one] => one.restore(&point.state),
+            _ => false,
+        };
+        if !is_taken_back {
+            keeper.refused();
+            return Ok(None);
+        }
+        keeper.resumed(&point);
+        Ok(Some(point))
+    }
+
+    /// Fills the store with the embedding of every token.
+    pub fn embed(&self, runs: &[Run], hidden: &mut HiddenStore<B>) -> Result<()> {
         let mut row = Vec::new();
         for (index, Run { batch, .. }) in runs.iter().enumerate() {
             let mut values = Vec::with_capacity(batch.rows() * self.spec.hidden);
@@ -232,22 +269,25 @@ impl<B: Backend> Pass<'_, B> {
             self.source.release(&self.spec.embed);
             hidden.put(self.backend, index, self.backend.upload(&values, self.spec.hidden)?)?;
         }
-        Ok(hidden)
+        Ok(())
     }
 
-    /// Every run through every block. `done` is told after each run of a block, with the block and the share of its runs.
+    /// Every run through every block from `first` on. `done` is told after each run of a block, with the block and the
+    /// share of its runs. Savepoints are kept where all observers can be put down.
     pub fn blocks(
         &self,
-        runs: &[Run],
+        (runs, first): (&[Run], usize),
         hidden: &mut HiddenStore<B>,
         observers: &mut [&mut dyn Observer],
         expert_work: &AtomicU64,
+        keeper: &mut Keeper<'_>,
         done: impl Fn(usize, f64),
     ) -> Result<()> {
         let ropes = self.ropes(runs)?;
         let count = self.spec.blocks.len();
-        let load = |index: usize| Block::load(self.backend, self.source, &self.spec.blocks[index]);
-        one_ahead(count, load, |index, block| {
+        let load = |number: usize| Block::load(self.backend, self.source, &self.spec.blocks[first + number]);
+        one_ahead(count - first, load, |number, block| {
+            let index = first + number;
             let spec = &self.spec.blocks[index];
             let changes = Change::in_block(self.backend, self.variants, spec)?;
             for (number, Run { batch, variant }) in runs.iter().enumerate() {
@@ -265,7 +305,17 @@ impl<B: Backend> Pass<'_, B> {
                 hidden.put(self.backend, number, x)?;
                 done(index, (number + 1) as f64 / runs.len() as f64);
             }
-            Ok(())
+            let gathered = match observers {
+                [] => Some(Vec::new()),
+                [one] if keeper.is_due(index + 1) => one.save(),
+                _ => None,
+            };
+            match gathered.filter(|_| keeper.is_due(index + 1)) {
+                Some(gathered) => {
+                    keeper.save(self.backend, &[hidden], (index + 1, expert_work.load(Ordering::Relaxed), &gathered))
+                }
+                None => Ok(()),
+            }
         })
     }
 

@@ -14,6 +14,7 @@ use super::host::Host;
 use super::memory::{self, MemoryPlan};
 use super::overlay::Overlay;
 use super::pass::{Pass, PassOptions, PassProgress, check_sequences};
+use super::savepoint::Keeper;
 use super::tune::{Tune, Tuning};
 use super::variant::{Run, runs};
 use super::watch::{InputSum, Watch};
@@ -69,6 +70,20 @@ pub trait Rewriter {
     /// As [`Rewriter::rewrite`].
     fn tune(&mut self, _block: &BlockSpec, _tuning: &mut dyn Tune) -> Result<Vec<(String, Vec<f32>)>, Self::Error> {
         Ok(Vec::new())
+    }
+
+    /// What has been made of the blocks so far, put down between two of them so that an interrupted pass can go on. `None`:
+    /// it cannot be put down, and the pass keeps no savepoints.
+    ///
+    /// # Errors
+    /// What lies in files of its own cannot be made durable.
+    fn save(&mut self) -> Result<Option<Vec<u8>>, Self::Error> {
+        Ok(None)
+    }
+
+    /// Takes back what [`Rewriter::save`] gave; false, and unchanged, when it cannot be used.
+    fn restore(&mut self, _saved: &[u8]) -> bool {
+        false
     }
 }
 
@@ -172,15 +187,34 @@ fn run<B: Backend, R: Rewriter>(
     let runs = runs(batches(&lengths, batch_rows.max(1), class), 0);
     let ropes = pass.ropes(&runs)?;
     let mut overlay = Overlay::new(pass.source);
-    if let Some(values) = rewriter.embedding() {
-        overlay.replace(&pass.spec.embed, values).map_err(EngineError::from)?;
+    let mut hidden = pass.store(&runs, &plan.pass)?;
+    let mut original = if follows { Some(pass.store(&runs, &plan.pass)?) } else { None };
+    let streams = 1 + usize::from(follows);
+    let mut keeper = Keeper::new(pass.options.savepoints.as_ref(), pass.shape(&runs, streams), false);
+    let mut stores: Vec<_> = std::iter::once(&mut hidden).chain(original.as_mut()).collect();
+    let point = keeper.resume(pass.backend, &mut stores)?;
+    let point = point.filter(|point| {
+        let is_taken_back = rewriter.restore(&point.state);
+        if is_taken_back {
+            keeper.resumed(point)
+        } else {
+            keeper.refused()
+        }
+        is_taken_back
+    });
+    if point.is_none() {
+        if let Some(values) = rewriter.embedding() {
+            overlay.replace(&pass.spec.embed, values).map_err(EngineError::from)?;
+        }
+        Pass { source: &overlay, ..*pass }.embed(&runs, &mut hidden)?;
+        overlay.clear();
+        if let Some(original) = &mut original {
+            pass.embed(&runs, original)?;
+        }
     }
-    let mut hidden = Pass { source: &overlay, ..*pass }.embed(&runs, &plan.pass)?;
-    overlay.clear();
-    let mut original = if follows { Some(pass.embed(&runs, &plan.pass)?) } else { None };
     let expert_work = AtomicU64::new(0);
     let of_blocks = pass.spec.blocks.len();
-    for block in &pass.spec.blocks {
+    for block in &pass.spec.blocks[point.map_or(0, |point| point.block)..] {
         let mut rounds = rewriter.rounds(block);
         if rounds.is_empty() && follows {
             // The model as it was goes through every block.
@@ -248,6 +282,13 @@ fn run<B: Backend, R: Rewriter>(
             }
             hidden.put(backend, number, x)?;
             report(rounds.len(), (number + 1) as f64 / runs.len() as f64);
+        }
+        let next = block.index + 1;
+        if keeper.is_due(next)
+            && let Some(made) = rewriter.save()?
+        {
+            let stores: Vec<_> = std::iter::once(&hidden).chain(&original).collect();
+            keeper.save(pass.backend, &stores, (next, 0, &made))?;
         }
     }
     super::pool::drain();

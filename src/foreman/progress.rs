@@ -188,6 +188,7 @@ impl DaemonObserver for LineProgress {
             DaemonEvent::Retried { part, reason, delay_s } => {
                 self.say(&format!("{part}  tried again in {}: {reason}", duration(*delay_s)));
             }
+            DaemonEvent::Waits { part, reason } => self.say(&format!("{part}  waits: {reason}")),
             DaemonEvent::Returned { part } => self.say(&format!("{part}  back to intake")),
             DaemonEvent::Trouble(fault) => self.say(&format!("trouble: {}", fault.one_line())),
             DaemonEvent::Idle => {}

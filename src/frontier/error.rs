@@ -63,8 +63,7 @@ impl From<FrontierError> for Fault {
             FrontierError::Io { source, .. } => {
                 let class = match source.kind() {
                     io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => FaultClass::Source,
-                    io::ErrorKind::StorageFull => FaultClass::Resource,
-                    _ => FaultClass::Infra,
+                    _ => FaultClass::of_io(&source),
                 };
                 Fault::new(class, message).caused_by(source)
             }

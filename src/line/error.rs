@@ -50,7 +50,7 @@ impl LineError {
 impl From<LineError> for Fault {
     fn from(error: LineError) -> Fault {
         let (class, hint) = match &error {
-            LineError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            LineError::Io { source, .. } if FaultClass::of_io(source) == FaultClass::Resource => {
                 (FaultClass::Resource, Some("free space on this filesystem; parts and events are never dropped"))
             }
             LineError::Io { .. } => (FaultClass::Infra, None),

@@ -9,10 +9,12 @@
 //! - [`disk`], [`moves`]: durable publishes and moves, with a seam for fault injection.
 //! - [`verbs`]: what an operator may ask for (enqueue, retry, defer, cancel, recover).
 //! - [`recovery`]: the table of legal file combinations, as a function from row to action.
+//! - [`attempts`]: how earlier attempts at a part ended.
 //! - [`claim`]: attempt tokens and the lock a worker inherits. [`lock`]: one supervisor per line.
 //! - [`events`], [`follow`], [`throughput`], [`heartbeat`]: what the line tells.
 //! - [`wire`]: what a worker says on its standard output. [`record`]: the result and error sidecars.
 
+pub mod attempts;
 pub mod claim;
 pub mod disk;
 mod error;
@@ -41,7 +43,7 @@ pub use identity::ProcessIdentity;
 pub use layout::{Layout, Station};
 pub use lock::LineLock;
 pub use name::{Entry, NameError, PartName, Suffix};
-pub use record::{ErrorRecord, ResultRecord};
+pub use record::{ErrorRecord, Needs, ResultRecord};
 pub use shelf::PartEntry;
 
 /// The version of the protocol this build speaks.

@@ -11,7 +11,7 @@ use chrono::{TimeDelta, Utc};
 use serde_json::{Map, Value, json};
 
 use super::moves::{Move, Mover};
-use super::record::{self, ErrorRecord, FileEntry, ResultRecord, RetryRecord};
+use super::record::{self, ErrorRecord, FileEntry, Needs, ResultRecord, RetryRecord, WaitRecord};
 use super::shelf::PartEntry;
 use super::{Attempt, EventLog, LineError, Station, identity, stamp, throughput};
 use crate::fault::FaultClass;
@@ -141,6 +141,8 @@ pub struct Return {
     pub class: String,
     pub reason: String,
     pub arrived_at: Option<String>,
+    /// What it waits for, and since when.
+    pub room: Option<(Needs, String)>,
 }
 
 /// assembly → intake, with a sidecar that says why it waits and until when. Returns the name it has there.
@@ -155,6 +157,8 @@ pub fn take_back(mover: Mover, part: &PartEntry, wish: &Return) -> Result<super:
         class: wish.class.clone(),
         retries: name.retries(),
         arrived_at: wish.arrived_at.clone(),
+        needs: wish.room.as_ref().map(|(needs, _)| *needs),
+        waiting_since: wish.room.as_ref().map(|(_, since)| since.clone()),
     };
     let sidecar = layout.station(Station::Intake).join(format!("{}.retry.json", name.base()));
     mover.publish_over(&sidecar, &record::to_json(&record))?;
@@ -192,6 +196,12 @@ pub fn worker_fault(work: &Path) -> Option<ErrorRecord> {
     let class = fault.class.as_str().to_owned();
     let traceback = fault.causes.join("\n");
     Some(ErrorRecord { error, class, hint: fault.hint, stage: fault.stage, traceback, ..ErrorRecord::default() })
+}
+
+/// What the worker of this attempt waits for; `None` when it wrote nothing of the kind.
+pub fn waits(work: &Path, attempt: &Attempt) -> Option<WaitRecord> {
+    let wait: WaitRecord = record::read_json(&work.join(record::WAIT_FILE)).ok()?;
+    (wait.attempt_token == attempt.token.as_str()).then_some(wait)
 }
 
 /// The last lines of `worker.log`.

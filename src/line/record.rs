@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Layout, LineError, PartName, Station};
+use crate::units::Bytes;
 
 /// `finished/<part>.result.json`. Hashes, metrics and whatever else a worker or publisher writes stay in `more`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -84,7 +85,38 @@ pub struct RetryRecord {
     /// When the part first arrived, so that it keeps its place.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub arrived_at: Option<String>,
+    /// What it needs that this machine has, but had not free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub needs: Option<Needs>,
+    /// Since when it waits for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_since: Option<String>,
 }
+
+/// What a part takes of a machine, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Needs {
+    pub ram: Bytes,
+    /// Of one GPU.
+    pub vram: Bytes,
+    pub disk: Bytes,
+}
+
+/// `work/<base>/wait.json`: a worker found that its part does not fit at this moment, and ended without a fault.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WaitRecord {
+    pub attempt_token: String,
+    pub needs: Needs,
+    /// What is lacking, in words.
+    pub reason: String,
+    /// When it was found first, over all attempts since the part last ran.
+    pub since: String,
+}
+
+/// Name of the [`WaitRecord`] in a work folder.
+pub const WAIT_FILE: &str = "wait.json";
 
 /// The file of a `result` or `error` sidecar that exists for this part, in the spellings a reader must accept:
 /// `<stem>.<kind>.json`, the forerunner's `<stem>.alloy.<kind>.json`, and both with the base name.

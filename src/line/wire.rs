@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::fault::FaultClass;
 
+/// Exit status of a worker whose part does not fit at this moment: `wait.json` lies in the work folder.
+pub const WAITS: u8 = 79;
+
 /// One line of a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

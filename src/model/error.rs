@@ -78,10 +78,7 @@ impl ModelError {
                 | io::ErrorKind::PermissionDenied
                 | io::ErrorKind::IsADirectory
                 | io::ErrorKind::NotADirectory => FaultClass::Source,
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                    FaultClass::Resource
-                }
-                _ => FaultClass::Infra,
+                _ => FaultClass::of_io(source),
             },
             ModelError::Misuse { .. } => FaultClass::Internal,
             _ => FaultClass::Source,

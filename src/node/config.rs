@@ -10,6 +10,7 @@ use toml::de::DeTable;
 
 use super::error::NodeError;
 use super::reader::{Document, Section};
+use crate::fault::FaultClass;
 use crate::units::Bytes;
 
 /// What a node is for.
@@ -107,6 +108,54 @@ impl FromStr for DeviceChoice {
     }
 }
 
+/// How a worker's reads and writes stand against those of others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IoPriority {
+    /// As the daemon's own.
+    #[default]
+    None,
+    /// The lowest of the ordinary ones.
+    BestEffort,
+    /// Only when nobody else wants the disk.
+    Idle,
+}
+
+impl IoPriority {
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "none" => Some(IoPriority::None),
+            "best-effort" => Some(IoPriority::BestEffort),
+            "idle" => Some(IoPriority::Idle),
+            _ => None,
+        }
+    }
+
+    /// Gives it to a process; a kernel that knows no such priorities leaves everything as it is.
+    pub fn give_to(self, pid: rustix::process::Pid) {
+        const PROCESS: libc::c_int = 1;
+        const CLASS_SHIFT: libc::c_int = 13;
+        let priority: libc::c_int = match self {
+            IoPriority::None => return,
+            IoPriority::BestEffort => (2 << CLASS_SHIFT) | 7,
+            IoPriority::Idle => 3 << CLASS_SHIFT,
+        };
+        // SAFETY: the call takes three numbers and touches no memory of this process.
+        unsafe { libc::syscall(libc::SYS_ioprio_set, PROCESS, pid.as_raw_nonzero().get(), priority) };
+    }
+}
+
+/// What is done about faults of one class; what is not said has a default of its class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct RetryBudget {
+    /// Further attempts at one stage.
+    pub most: Option<u32>,
+    /// Wait before the first; doubled for each further one.
+    pub backoff: Option<Duration>,
+    /// No wait is longer.
+    pub longest: Option<Duration>,
+}
+
 /// How parts are built here.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Forge {
@@ -124,8 +173,19 @@ pub struct Forge {
     /// Between asking a worker to end and killing it.
     #[serde(serialize_with = "as_seconds", rename = "stop_grace_seconds")]
     pub stop_grace: Duration,
+    /// A part that does not fit at the moment lets others pass for this long; then the line waits for it.
+    #[serde(serialize_with = "as_seconds", rename = "patience_seconds")]
+    pub patience: Duration,
+    /// A long stage can go on from where it was at most this much work ago, or one block, whichever is more.
+    #[serde(serialize_with = "as_seconds", rename = "savepoint_seconds")]
+    pub savepoint: Duration,
     /// What one pass may use of this machine's memory.
     pub memory_budget: Bytes,
+    /// What a worker may allocate before it is ended.
+    pub worker_memory: Bytes,
+    /// Added to the niceness of the daemon for its workers, 0 to 19.
+    pub nice: u8,
+    pub io_priority: IoPriority,
     pub device: DeviceChoice,
     pub threads: usize,
 }
@@ -159,7 +219,13 @@ pub(super) struct NodeFile {
     pub retry_backoff: Option<Duration>,
     pub rescan: Option<Duration>,
     pub stop_grace: Option<Duration>,
+    pub patience: Option<Duration>,
+    pub savepoint: Option<Duration>,
     pub memory_budget: Option<Bytes>,
+    pub worker_memory: Option<Bytes>,
+    pub nice: Option<u64>,
+    pub io_priority: Option<IoPriority>,
+    pub retry: BTreeMap<FaultClass, RetryBudget>,
     pub device: DeviceChoice,
     pub threads: Option<u64>,
     pub coordinator: Option<String>,
@@ -181,6 +247,7 @@ impl NodeFile {
         out.read_node(root.section("node")?)?;
         out.read_storage(root.section("storage")?)?;
         out.read_forge(root.section("forge")?)?;
+        out.read_retry(root.section("retry")?)?;
         out.read_grid(root.section("grid")?)?;
         out.read_protocol(root.section("protocol")?)?;
         out.sources = root.section("sources")?.paths()?.into_iter().collect();
@@ -262,7 +329,17 @@ impl NodeFile {
         self.retry_backoff = forge.seconds("retry_backoff_seconds", 0.0, DAY)?;
         self.rescan = forge.seconds("rescan_seconds", 0.05, DAY)?;
         self.stop_grace = forge.seconds("stop_grace_seconds", 0.0, DAY)?;
+        self.savepoint = forge.seconds("savepoint_seconds", 0.0, DAY)?;
+        self.patience = forge.seconds("patience_seconds", 0.0, 30.0 * DAY)?;
         self.memory_budget = forge.gigabytes("memory_budget_gb", 0.05, 100_000.0)?;
+        self.worker_memory = forge.gigabytes("worker_memory_gb", 0.05, 100_000.0)?;
+        self.nice = forge.whole("nice", 0..=19)?;
+        if let Some(text) = forge.text("io_priority")? {
+            match IoPriority::named(&text) {
+                Some(priority) => self.io_priority = Some(priority),
+                None => return forge.out_of_range("io_priority", format!("{text:?}"), "none, best-effort or idle"),
+            }
+        }
         if let Some(text) = forge.text("device")? {
             match text.parse() {
                 Ok(device) => self.device = device,
@@ -271,6 +348,22 @@ impl NodeFile {
         }
         self.threads = forge.whole("threads", 0..=4096)?.filter(|&threads| threads > 0);
         forge.finish()
+    }
+
+    /// `[retry.infra]` and the like: what of a class is tried again, and how soon.
+    fn read_retry(&mut self, mut retry: Section<'_>) -> Result<(), NodeError> {
+        const DAY: f64 = 86_400.0;
+        for class in FaultClass::ALL {
+            let mut section = retry.section(class.as_str())?;
+            let budget = RetryBudget {
+                most: section.whole("max_retries", 0..=100)?.map(|most| most as u32),
+                backoff: section.seconds("backoff_seconds", 0.0, DAY)?,
+                longest: section.seconds("longest_seconds", 0.0, 7.0 * DAY)?,
+            };
+            section.finish()?;
+            self.retry.insert(class, budget);
+        }
+        retry.finish()
     }
 
     fn read_grid(&mut self, mut grid: Section<'_>) -> Result<(), NodeError> {

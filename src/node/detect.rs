@@ -29,6 +29,23 @@ pub(super) fn memory() -> Result<Bytes, String> {
     }
 }
 
+/// Bytes that new work can have without anybody being swapped out.
+pub(super) fn free_memory() -> Option<Bytes> {
+    let wanted = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+    let system = System::new_with_specifics(wanted).ok()?;
+    let free = system.available_memory();
+    let in_group = system.cgroup_limits().map(|limits| limits.free_memory).filter(|&limit| limit > 0);
+    let free = in_group.map_or(free, |limit| limit.min(free));
+    (free > 0).then_some(Bytes(free))
+}
+
+/// The most free memory of one GPU, by NVML; `None` without the driver.
+pub(super) fn free_gpu_memory() -> Option<Bytes> {
+    let nvml = nvml_wrapper::Nvml::init().ok()?;
+    let free = |index: u32| nvml.device_by_index(index).ok()?.memory_info().ok().map(|memory| Bytes(memory.free));
+    (0..nvml.device_count().ok()?).filter_map(free).max()
+}
+
 pub(super) fn hostname() -> String {
     System::host_name().unwrap_or_else(|_| "localhost".into())
 }

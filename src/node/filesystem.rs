@@ -100,6 +100,12 @@ pub fn free_bytes(path: &Path) -> std::io::Result<Bytes> {
     Ok(Bytes(stat.f_bavail.saturating_mul(stat.f_frsize)))
 }
 
+/// Bytes of the whole filesystem where `path` lies or would lie.
+pub fn all_bytes(path: &Path) -> std::io::Result<Bytes> {
+    let stat = statvfs(nearest_existing(path))?;
+    Ok(Bytes(stat.f_blocks.saturating_mul(stat.f_frsize)))
+}
+
 /// `path` itself or the first of its ancestors that exists.
 fn nearest_existing(path: &Path) -> PathBuf {
     let existing = path.ancestors().find(|ancestor| ancestor.exists());

@@ -9,6 +9,7 @@ mod error;
 mod filesystem;
 mod reader;
 mod resolve;
+mod room;
 #[cfg(test)]
 mod tests;
 
@@ -18,14 +19,17 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use config::{ColdPurpose, ColdTier, DeviceChoice, Forge, Grid, HotTier, NetworkKind, NetworkTier, Role};
+pub use config::{
+    ColdPurpose, ColdTier, DeviceChoice, Forge, Grid, HotTier, IoPriority, NetworkKind, NetworkTier, RetryBudget, Role,
+};
 pub use detect::Gpu;
 pub use error::{NodeError, Place};
 pub use filesystem::{Concern, FilesystemKind, free_bytes};
 pub use reader::nearest;
 pub use resolve::{Found, FoundBy, HubCache, Resolver};
+pub use room::Room;
 
-use crate::fault::{Fault, Outcome};
+use crate::fault::{Fault, FaultClass, Outcome};
 use crate::units::Bytes;
 
 /// File name of the description of a node, under the line's root.
@@ -44,6 +48,8 @@ pub struct Node {
     pub cold: Vec<ColdTier>,
     pub network: Vec<NetworkTier>,
     pub forge: Forge,
+    /// What is tried again, by class of fault; a class that is not here has its defaults.
+    pub retry: BTreeMap<FaultClass, RetryBudget>,
     pub grid: Grid,
     /// Protocol version the file was written for; `None` when it says nothing.
     pub protocol: Option<String>,
@@ -111,10 +117,16 @@ impl Node {
                 retry_backoff: said.retry_backoff.unwrap_or(Duration::from_secs(10)),
                 rescan: said.rescan.unwrap_or(Duration::from_secs(5)),
                 stop_grace: said.stop_grace.unwrap_or(Duration::from_secs(20)),
+                savepoint: said.savepoint.unwrap_or(Duration::from_secs(10)),
+                patience: said.patience.unwrap_or(Duration::from_secs(3600)),
                 memory_budget: said.memory_budget.unwrap_or(Bytes(ram.0 / 10 * 6)),
+                worker_memory: said.worker_memory.unwrap_or(Bytes(ram.0 / 100 * 95)),
+                nice: said.nice.unwrap_or(5) as u8,
+                io_priority: said.io_priority.unwrap_or_default(),
                 device: said.device,
                 threads: said.threads.map_or_else(detect::threads, |threads| threads as usize),
             },
+            retry: said.retry,
             grid: Grid {
                 coordinator: said.coordinator,
                 heartbeat_interval: said.heartbeat_interval.unwrap_or(Duration::from_secs(30)),
@@ -131,35 +143,34 @@ impl Node {
         self.roles.iter().any(|role| matches!(role, Role::Forge | Role::Both))
     }
 
-    /// Free bytes where `path` lies, or a resource fault when that (or the hot tier) is below `storage.hot.min_free_gb`.
-    pub fn free_space_check(&self, path: &Path) -> Outcome<Bytes> {
-        let mut least = Bytes(u64::MAX);
-        for place in std::iter::once(path).chain(self.hot.path.as_deref()) {
-            let free = free_bytes(place).map_err(|error| {
-                Fault::infra(format!("ask for the free space of {}", place.display())).caused_by(error)
-            })?;
-            if free < self.hot.min_free {
-                let (place, wanted) = (place.display(), self.hot.min_free);
-                return Err(Fault::resource(format!(
-                    "only {free} free at {place}; storage.hot.min_free_gb wants {wanted}"
-                ))
-                .hint("free some space, or lower storage.hot.min_free_gb in factory_node.toml"));
-            }
-            least = least.min(free);
+    /// Whether `needed` bytes fit above the reserve where `path` lies, now or ever.
+    ///
+    /// # Errors
+    /// A resource fault when the whole filesystem is too small.
+    pub fn space_for(&self, path: &Path, needed: Bytes) -> Outcome<Space> {
+        let asked = |error: std::io::Error| Fault::io(format!("ask for the free space of {}", path.display()), error);
+        let free = free_bytes(path).map_err(asked)?.saturating_sub(self.hot.min_free);
+        if needed <= free {
+            return Ok(Space::Free);
         }
-        Ok(least)
-    }
-
-    /// As [`Node::free_space_check`], and `needed` bytes must fit above the reserve.
-    pub fn free_space_for(&self, path: &Path, needed: Bytes) -> Outcome<()> {
-        let free = self.free_space_check(path)?;
-        if free.saturating_sub(self.hot.min_free) < needed {
+        let all = filesystem::all_bytes(path).map_err(asked)?.saturating_sub(self.hot.min_free);
+        if needed > all {
             let place = path.display();
-            return Err(Fault::resource(format!("{needed} are needed at {place}, {free} are free"))
-                .hint("free some space, or lower storage.hot.min_free_gb in factory_node.toml"));
+            return Err(Fault::resource(format!("{needed} are needed at {place}, the whole filesystem holds {all}"))
+                .hint("build on a larger disk, or lower storage.hot.min_free_gb in factory_node.toml"));
         }
-        Ok(())
+        Ok(Space::Later { free })
     }
+}
+
+/// Room on a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    Free,
+    /// It would fit if others made room.
+    Later {
+        free: Bytes,
+    },
 }
 
 fn declared_or_detected(count: Option<u64>, vram: Option<Bytes>, found: Vec<Gpu>, notes: &mut Vec<String>) -> Vec<Gpu> {

@@ -132,13 +132,17 @@ fn the_example_file_is_complete_and_valid() {
 }
 
 #[test]
-fn too_little_space_is_a_resource_fault() {
+fn what_fits_later_is_told_from_what_never_fits() {
     let mut node = parse("").unwrap();
-    assert!(node.free_space_check(Path::new("/no/such/yet")).unwrap() > Bytes(0));
+    let (here, whole) = (Path::new("/no/such/yet"), filesystem::all_bytes(Path::new("/")).unwrap());
+    assert_eq!(node.space_for(here, Bytes(1)).unwrap(), Space::Free);
+    let free = free_bytes(here).unwrap();
+    // Everything but the first bytes: no disk is that empty.
+    assert!(matches!(node.space_for(here, Bytes(whole.0 - 1)).unwrap(), Space::Later { free: now } if now <= free));
+    assert_eq!(node.space_for(here, Bytes(whole.0 + 1)).unwrap_err().class, crate::fault::FaultClass::Resource);
     node.hot.min_free = Bytes(u64::MAX / 2);
-    let fault = node.free_space_check(Path::new("/")).unwrap_err();
-    assert_eq!(fault.class, crate::fault::FaultClass::Resource);
-    assert!(fault.message.contains("min_free_gb"), "{fault}");
+    let fault = node.space_for(here, Bytes(1)).unwrap_err();
+    assert!(fault.hint.unwrap().contains("min_free_gb"));
 }
 
 struct Ground {

@@ -10,7 +10,7 @@ use crate::family::{FAMILIES, ModelSpec, OpenModel, open};
 use crate::fault::{Fault, FaultClass};
 use crate::gate;
 use crate::line::Layout;
-use crate::node::{Found, Node, Resolver};
+use crate::node::{Found, Node, Resolver, Space};
 use crate::recipe::{
     Capabilities, Finding, PLAN_VERSION, Plan, PlannedStage, Predicted, Recipe, RecipeFile, StageSpec, check,
     check_executable,
@@ -230,8 +230,14 @@ impl<'a> Admission<'a> {
     }
 
     fn check_fit(&mut self, layout: &Layout, predicted: Predicted) {
-        if let Err(fault) = self.node.free_space_for(&layout.work_root(), predicted.disk) {
-            self.fault("", fault);
+        let work = layout.work_root();
+        match self.node.space_for(&work, predicted.disk) {
+            Ok(Space::Free) => {}
+            Ok(Space::Later { free }) => {
+                let message = format!("{} are needed at {}, {free} are free", predicted.disk, work.display());
+                self.report(Finding::warning("", message).hint("the part waits until so much is free"));
+            }
+            Err(fault) => self.fault("", fault),
         }
         if predicted.peak_ram > self.node.ram {
             let (need, have) = (predicted.peak_ram, self.node.ram);
@@ -292,6 +298,13 @@ pub fn examine(file: &RecipeFile, node: &Node, layout: &Layout) -> Vec<(FaultCla
 /// The findings of [`examine`].
 pub fn check_recipe(file: &RecipeFile, node: &Node, layout: &Layout) -> Vec<Finding> {
     examine(file, node, layout).into_iter().map(|(_, finding)| finding).collect()
+}
+
+/// What a part is predicted to take, without hashing anything.
+pub fn predict(file: &RecipeFile, node: &Node, layout: &Layout) -> Result<Predicted, Refusal> {
+    let mut admission = Admission::new(file, node, layout);
+    let (_, predicted) = admission.run(layout);
+    admission.refusal().map_or(Ok(predicted), Err)
 }
 
 /// The plan of a part: every default resolved, every input found, opened, sized and hashed. `part` is its base name.

@@ -3,7 +3,7 @@
 //! A stage is a pure function of hashed inputs, so a finished one is skipped when its inputs hash as they did and
 //! every file it wrote still hashes as it did. The file is replaced atomically after every stage.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -69,15 +69,52 @@ impl Checkpoints {
         replace_file(&work.join(CHECKPOINT_FILE), &text)
     }
 
-    /// The product of stage `key`, when it was made from these inputs and all its files are as it left them.
-    pub fn verified(&self, work: &Path, key: &str, inputs: &BTreeMap<String, String>) -> Option<&Checkpoint> {
-        let found = self.stages.get(key).filter(|found| found.input_hashes == *inputs)?;
-        let intact = |file: &OutputFile| {
+    /// What is known of stage `key`: its product counts when it was made from these inputs and all its files are as it left
+    /// them.
+    pub fn verified(&self, work: &Path, key: &str, inputs: &BTreeMap<String, String>) -> Found<'_> {
+        let Some(found) = self.stages.get(key) else { return Found::Nothing };
+        let differ = |name: &&String| found.input_hashes.get(*name) != inputs.get(*name);
+        let names: BTreeSet<&String> = found.input_hashes.keys().chain(inputs.keys()).filter(differ).collect();
+        if !names.is_empty() {
+            let words: Vec<&str> = names.into_iter().map(|name| in_words(name)).collect();
+            return Found::Stale(format!("{} differ from those it was made with", words.join(", ")));
+        }
+        let changed = |file: &&OutputFile| {
             let path = work.join(&file.path);
-            fs::metadata(&path).is_ok_and(|meta| meta.len() == file.size)
-                && hash_file(&path).is_ok_and(|(sha, _)| sha == file.sha256)
+            let is_intact = fs::metadata(&path).is_ok_and(|meta| meta.len() == file.size)
+                && hash_file(&path).is_ok_and(|(sha, _)| sha == file.sha256);
+            !is_intact
         };
-        found.outputs.par_iter().all(intact).then_some(found)
+        match found.outputs.par_iter().find_first(changed) {
+            Some(file) => Found::Stale(format!("{} is not as it was written", file.path.display())),
+            None => Found::Done(found),
+        }
+    }
+
+    /// Forgets stage `key` and its parts.
+    pub fn forget_parts(&mut self, key: &str) {
+        self.stages.retain(|name, _| !name.strip_prefix(key).is_some_and(|rest| rest.starts_with('/')));
+    }
+}
+
+/// What the checkpoints say about a stage.
+#[derive(Debug)]
+pub enum Found<'a> {
+    /// It is done, and everything it wrote is there.
+    Done(&'a Checkpoint),
+    /// It was done, but that is of no use; the reason.
+    Stale(String),
+    Nothing,
+}
+
+/// An input of a stage as a person would call it.
+fn in_words(input: &str) -> &str {
+    match input {
+        "settings" => "the stage's settings",
+        "before" => "the source or an earlier stage",
+        "device" => "the device",
+        "tool" => "the builds of factoryline",
+        other => other,
     }
 }
 
@@ -116,7 +153,7 @@ mod tests {
 
     fn checkpoint(work: &Path) -> (Checkpoints, BTreeMap<String, String>) {
         fs::write(work.join("a.bin"), b"weights").unwrap();
-        let inputs = BTreeMap::from([("source".to_owned(), "sha256:1".to_owned())]);
+        let inputs = BTreeMap::from([("before".to_owned(), "sha256:1".to_owned())]);
         let product = Product { files: vec!["a.bin".into()], ..Product::default() };
         let outputs = hash_outputs(work, &product).unwrap();
         let done = Checkpoint {
@@ -142,14 +179,21 @@ mod tests {
         all.write(work).unwrap();
         let read = Checkpoints::read(work);
         assert_eq!(read, all);
-        assert!(read.verified(work, "00-quant", &inputs).is_some());
-        assert!(read.verified(work, "01-quant", &inputs).is_none());
-        let other = BTreeMap::from([("source".to_owned(), "sha256:2".to_owned())]);
-        assert!(read.verified(work, "00-quant", &other).is_none());
+        let why = |key: &str, inputs: &BTreeMap<String, String>| match read.verified(work, key, inputs) {
+            Found::Done(_) => "done".to_owned(),
+            Found::Stale(why) => why,
+            Found::Nothing => "nothing".to_owned(),
+        };
+        assert_eq!(why("00-quant", &inputs), "done");
+        assert_eq!(why("01-quant", &inputs), "nothing");
+        let other = BTreeMap::from([("before".to_owned(), "sha256:2".to_owned())]);
+        assert_eq!(why("00-quant", &other), "the source or an earlier stage differ from those it was made with");
+        let other = inputs.clone().into_iter().chain([("tool".to_owned(), "2".to_owned())]).collect();
+        assert_eq!(why("00-quant", &other), "the builds of factoryline differ from those it was made with");
         fs::write(work.join("a.bin"), b"weightz").unwrap();
-        assert!(read.verified(work, "00-quant", &inputs).is_none());
+        assert_eq!(why("00-quant", &inputs), "a.bin is not as it was written");
         fs::remove_file(work.join("a.bin")).unwrap();
-        assert!(read.verified(work, "00-quant", &inputs).is_none());
+        assert_eq!(why("00-quant", &inputs), "a.bin is not as it was written");
     }
 
     #[test]

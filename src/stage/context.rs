@@ -1,17 +1,21 @@
 //! What a running stage knows: the plan, the work folder, the current model, and what earlier stages made.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use super::checkpoint::{Checkpoint, Checkpoints, Found, OutputFile, hash_of_outputs, hash_outputs};
 use super::{Artifact, Measurement, Product, Progress, Span};
-use crate::engine::{PassOptions, PassProgress, open_device};
+use crate::engine::{PassOptions, PassProgress, Savepoints, open_device};
 use crate::family::{self, OpenModel};
 use crate::fault::{Fault, Outcome};
 use crate::gate::{GATE_TOKENS, short_score};
+use crate::line::stamp;
 use crate::node::Node;
 use crate::recipe::{Plan, PlannedStage, ResolvedText, StageSpec};
+use crate::units::Sha;
 
 /// How passes run on this node: its device and memory budget; hidden states spill into the work folder.
 pub fn pass_options(node: &Node, work: &Path) -> Outcome<PassOptions> {
@@ -29,6 +33,8 @@ pub struct StageContext<'a> {
     pub work: &'a Path,
     pub progress: &'a Progress<'a>,
     pub pass: PassOptions,
+    /// Work that is worth a savepoint.
+    pub savepoint: Duration,
     /// The model directory the next transform starts from: the source, or what a transform made of it.
     pub model: PathBuf,
     pub importance: Option<PathBuf>,
@@ -36,7 +42,35 @@ pub struct StageContext<'a> {
     pub measurements: Vec<Measurement>,
     /// Short scores of models, by path; the parent of several artifacts is scored once.
     scores: RefCell<HashMap<PathBuf, f64>>,
+    /// What is done, on disk as well.
+    pub(super) checkpoints: RefCell<Checkpoints>,
+    /// The stage under way.
+    pub(super) current: Current,
 }
+
+/// The product with the hashes of its files, so that nobody takes them again.
+fn with_hashes(mut product: Product, outputs: &[OutputFile]) -> Product {
+    product.known_hashes.extend(outputs.iter().map(|file| (file.path.clone(), file.sha256)));
+    product
+}
+
+/// The stage under way, as its checkpoint will know it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Current {
+    pub key: String,
+    pub inputs: BTreeMap<String, String>,
+}
+
+impl Current {
+    /// One hash over what the result is a function of.
+    fn hash(&self) -> String {
+        let text: Vec<String> = self.inputs.iter().map(|(name, hash)| format!("{name} {hash}")).collect();
+        Sha::of(text.join("\n").as_bytes()).tagged()
+    }
+}
+
+/// Folder of savepoints below the work folder.
+const SAVEPOINTS_DIR: &str = ".savepoints";
 
 impl<'a> StageContext<'a> {
     pub fn new(plan: &'a Plan, work: &'a Path, progress: &'a Progress<'a>, pass: PassOptions) -> Self {
@@ -45,12 +79,71 @@ impl<'a> StageContext<'a> {
             work,
             progress,
             pass,
+            savepoint: Duration::from_secs(10),
             model: plan.source.path.clone(),
             importance: None,
             artifacts: Vec::new(),
             measurements: Vec::new(),
             scores: RefCell::default(),
+            checkpoints: RefCell::new(Checkpoints::read(work)),
+            current: Current::default(),
         }
+    }
+
+    /// How the pass called `name` of this stage runs so that it can go on after an interruption. `what` is all that the pass
+    /// is a function of beside the stage's inputs.
+    pub fn resumable(&self, name: &str, what: &str) -> PassOptions {
+        let key = format!("{} {name} {} {}", self.current.key, self.current.hash(), Sha::of(what.as_bytes()));
+        let safe: String =
+            name.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect();
+        let savepoints = Savepoints::new(self.savepoints_dir().join(safe.trim_start_matches('.')), key);
+        PassOptions { savepoints: Some(savepoints.after(self.savepoint)), ..self.pass.clone() }
+    }
+
+    /// Tells what became of savepoints.
+    pub fn tell_savepoints(&self, options: &PassOptions) {
+        for note in options.savepoints.iter().flat_map(Savepoints::notes) {
+            self.progress.warn(note);
+        }
+    }
+
+    fn savepoints_dir(&self) -> PathBuf {
+        self.work.join(SAVEPOINTS_DIR).join(&self.current.key)
+    }
+
+    /// Removes the savepoints of the stage under way: it is done.
+    pub(super) fn drop_savepoints(&self) {
+        // What cannot be removed is in nobody's way, and goes with the work folder.
+        let _ = std::fs::remove_dir_all(self.savepoints_dir());
+    }
+
+    /// A part of the stage under way that need not be done again: what an earlier attempt made is verified and used, else
+    /// `make` makes it, and a checkpoint of its own says so. What it makes depends on the stage's inputs and `name` alone.
+    pub fn once(&self, name: &str, make: impl FnOnce() -> Outcome<Product>) -> Outcome<Product> {
+        let key = format!("{}/{name}", self.current.key);
+        match self.checkpoints.borrow().verified(self.work, &key, &self.current.inputs) {
+            Found::Done(done) => return Ok(with_hashes(done.product.clone(), &done.outputs)),
+            Found::Stale(why) => self.progress.warn(format!("{key} is done again: {why}")),
+            Found::Nothing => {}
+        }
+        let started = std::time::Instant::now();
+        let product = make()?;
+        let outputs = hash_outputs(self.work, &product)?;
+        let product = with_hashes(product, &outputs);
+        let done = Checkpoint {
+            stage: key.clone(),
+            completed_at: stamp::seconds(chrono::Utc::now()),
+            elapsed_s: started.elapsed().as_secs_f64(),
+            input_hashes: self.current.inputs.clone(),
+            output_path: product.files.first().cloned(),
+            output_hash: hash_of_outputs(&outputs),
+            outputs,
+            product: product.clone(),
+        };
+        let mut checkpoints = self.checkpoints.borrow_mut();
+        checkpoints.stages.insert(key, done);
+        checkpoints.write(self.work)?;
+        Ok(product)
     }
 
     /// Takes over what a stage made.

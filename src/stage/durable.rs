@@ -3,18 +3,12 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use crate::fault::{Fault, FaultClass, Outcome};
+use crate::fault::{Fault, Outcome};
 use crate::line::disk::{Disk, RealDisk};
 
 /// Writes `bytes` to a temporary file beside `path`, syncs it, renames it over `path` and syncs the directory.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Outcome<()> {
-    let failed = |e: std::io::Error| {
-        let class = match e.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => FaultClass::Resource,
-            _ => FaultClass::Infra,
-        };
-        Fault::new(class, format!("write {}", path.display())).caused_by(e)
-    };
+    let failed = |e: std::io::Error| Fault::io(format!("write {}", path.display()), e);
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(format!(".{}.tmp", std::process::id()));

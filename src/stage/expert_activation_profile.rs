@@ -55,7 +55,9 @@ impl Stage for ExpertActivationProfile {
             held_out_tokens: split.held_out.iter().map(|s| s.len() as u64).sum(),
             min_observations: profile.min_observations(),
         };
-        let found = profile_experts(&model, &origin, &split.profiled, &cx.pass, &report)?;
+        let options = cx.resumable("profile", "");
+        let found = profile_experts(&model, &origin, &split.profiled, &options, &report)?;
+        cx.tell_savepoints(&options);
         let importance = found.importance;
         importance.write(&cx.work.join(IMPORTANCE_FILE))?;
         let (examples, tokens) = (importance.calibration_examples, importance.calibration_tokens);

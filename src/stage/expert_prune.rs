@@ -101,7 +101,9 @@ impl Stage for ExpertPrune {
             choose(&model, &candidates, importance.as_ref(), keep as usize, text.as_ref(), &cx.pass, estimate)?;
         if let (true, Some(text), Some((stage, profile))) = (prune.router_kd(), &text, &profile) {
             let (split, _) = calibration(cx, &model, stage, profile, &|_| ())?;
-            heal(&model, &mut choice, &split.profiled, text, &cx.pass, span.part(0.2, 0.3))?;
+            let options = cx.resumable("router-kd", &format!("{:?}", choice.kept));
+            heal(&model, &mut choice, &split.profiled, text, (&cx.pass, &options), span.part(0.2, 0.3))?;
+            cx.tell_savepoints(&options);
         }
         let damage = choice.judge(&prune, out_name)?;
         let experts = model.spec.experts().map_or(0, |(experts, _)| experts);

@@ -9,7 +9,6 @@ mod admission;
 mod calibration;
 mod checkpoint;
 mod context;
-mod crash;
 mod directory;
 mod durable;
 mod inputs;
@@ -24,10 +23,11 @@ mod run;
 use crate::fault::Outcome;
 use crate::recipe::{PlannedStage, StageSpec};
 
-pub use admission::{Admission, Place, PlannedArtifact, Refusal, capabilities, check_recipe, examine, plan_recipe};
+pub use admission::{
+    Admission, Place, PlannedArtifact, Refusal, capabilities, check_recipe, examine, plan_recipe, predict,
+};
 pub use checkpoint::{CHECKPOINT_FILE, Checkpoint, Checkpoints, OutputFile};
 pub use context::{StageContext, pass_options};
-pub use crash::crash_point;
 pub use durable::replace_file;
 pub use expert_prune::prune_lineage;
 pub use package::ARTIFACT_DIR;

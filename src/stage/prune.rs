@@ -277,7 +277,10 @@ fn score(
     };
     let pass = span.part(0.05, 1.0);
     let report = |p: PassProgress| pass.at_rate(p.fraction, "rank heads", Some(p.tokens_per_s));
-    Ok(score_heads(model, metric, &samples, prune.seed(), &cx.pass, &report)?)
+    let options = cx.resumable("scores", "");
+    let scores = score_heads(model, metric, &samples, prune.seed(), &options, &report)?;
+    cx.tell_savepoints(&options);
+    Ok(scores)
 }
 
 fn samples(

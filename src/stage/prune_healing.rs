@@ -46,19 +46,19 @@ impl Healing {
     }
 }
 
-/// Recalibrates the routers of `choice` on `sequences`; keeps the share of the change that lowers the divergence on
+/// Recalibrates the routers of `choice` on `sequences`, in a pass that can be taken up again; keeps the share of the change that lowers the divergence on
 /// `text` most, if any does.
 pub(super) fn heal(
     model: &OpenModel,
     choice: &mut Choice,
     sequences: &[Vec<u32>],
     text: &HeldOut,
-    pass: &PassOptions,
+    (pass, resumable): (&PassOptions, &PassOptions),
     span: Span<'_>,
 ) -> Outcome<()> {
     let Some(damage) = &choice.damage else { return Ok(()) };
     let learn = |p: PassProgress| span.part(0.0, 0.6).at_rate(p.fraction, "recalibrate routers", Some(p.tokens_per_s));
-    let found = recalibrate(model, &choice.kept, sequences, pass, &learn)?;
+    let found = recalibrate(model, &choice.kept, sequences, resumable, &learn)?;
     let routers = SHARES.iter().map(|&share| found.routers(model, share)).collect::<Result<Vec<_>, _>>()?;
     let variants = routers.iter().map(|routers| found.variant(model, routers)).collect::<Result<Vec<_>, _>>()?;
     let judge = |p: PassProgress| span.part(0.6, 1.0).at_rate(p.fraction, "try the routers", Some(p.tokens_per_s));

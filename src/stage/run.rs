@@ -1,18 +1,22 @@
 //! Runs the stages of a plan in their order, each once: verified and skipped when an earlier attempt did it already.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use super::checkpoint::{Checkpoint, Checkpoints, hash_of_outputs, hash_outputs};
-use super::crash::crash_point;
+use super::checkpoint::{Checkpoint, Checkpoints, Found, hash_of_outputs, hash_outputs};
+use super::context::Current;
 use super::{Product, StageContext, stage_named};
+use crate::crash::crash_point;
 use crate::family;
 use crate::fault::{Fault, Outcome};
 use crate::gate::{self, Evidence};
 use crate::line::stamp;
 use crate::line::wire::WorkerMessage;
+use crate::model::hash_file;
 use crate::recipe::PlannedStage;
 use crate::units::Sha;
 
@@ -52,7 +56,6 @@ fn key(planned: &PlannedStage) -> String {
 /// Runs every stage of the plan of `cx`. A fault stops the run; what is done stays checkpointed.
 pub fn run_stages(cx: &mut StageContext<'_>) -> Outcome<Summary> {
     let mut summary = Summary::default();
-    let mut checkpoints = Checkpoints::read(cx.work);
     let of = cx.plan.stages.len();
     // Everything before a stage decides its result; the chain carries it.
     let mut before = source_hash(cx);
@@ -61,20 +64,33 @@ pub fn run_stages(cx: &mut StageContext<'_>) -> Outcome<Summary> {
         cx.progress.begin(&stage);
         cx.progress.send(&WorkerMessage::StageStarted { stage: stage.clone(), index, of });
         crash_point(&format!("{stage}:started"));
-        let inputs = input_hashes(cx, planned, &before);
+        let (key, inputs) = (key(planned), input_hashes(cx, planned, &before)?);
+        cx.current = Current { key: key.clone(), inputs: inputs.clone() };
         let started = Instant::now();
-        let (done, skipped) = match checkpoints.verified(cx.work, &key(planned), &inputs) {
-            Some(done) => (done.clone(), true),
-            None => (run_one(cx, planned, inputs, started)?, false),
+        let verified = match cx.checkpoints.borrow().verified(cx.work, &key, &inputs) {
+            Found::Done(done) => Some(done.clone()),
+            Found::Stale(why) => {
+                cx.progress.warn(format!("{key} is done again: {why}"));
+                None
+            }
+            Found::Nothing => None,
+        };
+        let skipped = verified.is_some();
+        let done = match verified {
+            Some(done) => done,
+            None => run_one(cx, planned, inputs, started)?,
         };
         cx.advance(&done.product);
         before = chain(&done.input_hashes, &done.output_hash);
         if !skipped {
             crash_point(&format!("{stage}:written"));
-            checkpoints.stages.insert(key(planned), done.clone());
+            let checkpoints = cx.checkpoints.get_mut();
+            checkpoints.forget_parts(&key);
+            checkpoints.stages.insert(key, done.clone());
             checkpoints.write(cx.work)?;
             crash_point(&format!("{stage}:checkpointed"));
         }
+        cx.drop_savepoints();
         cx.progress.send(&WorkerMessage::StageCompleted {
             stage: stage.clone(),
             elapsed_s: started.elapsed().as_secs_f64(),
@@ -83,7 +99,7 @@ pub fn run_stages(cx: &mut StageContext<'_>) -> Outcome<Summary> {
         });
         summary.record(planned, &done, skipped);
     }
-    summary.checkpoints = checkpoints;
+    summary.checkpoints = cx.checkpoints.borrow().clone();
     Ok(summary)
 }
 
@@ -143,18 +159,30 @@ fn guard_senses(cx: &StageContext<'_>, product: &mut Product) -> Outcome<()> {
 }
 
 /// What the result of a stage is a function of.
-fn input_hashes(cx: &StageContext<'_>, planned: &PlannedStage, before: &str) -> BTreeMap<String, String> {
+fn input_hashes(cx: &StageContext<'_>, planned: &PlannedStage, before: &str) -> Outcome<BTreeMap<String, String>> {
     let settings = format!("{} {} {}", env!("CARGO_PKG_VERSION"), planned.type_name, planned.resolved);
     let mut inputs = BTreeMap::from([
         ("settings".to_owned(), Sha::of(settings.as_bytes()).tagged()),
         ("before".to_owned(), before.to_owned()),
         ("device".to_owned(), cx.plan.device.clone()),
+        ("tool".to_owned(), this_build()?),
     ]);
     let mine = format!("stages[{}].", planned.index);
     for text in cx.plan.texts.iter().filter(|text| text.key.starts_with(&mine)) {
         inputs.insert(text.key.clone(), text.sha256.tagged());
     }
-    inputs
+    Ok(inputs)
+}
+
+/// The hash of this executable: another build may compute other bits.
+fn this_build() -> Outcome<String> {
+    static HASH: OnceLock<String> = OnceLock::new();
+    if let Some(hash) = HASH.get() {
+        return Ok(hash.clone());
+    }
+    // The link stays good when the file was replaced meanwhile.
+    let (sha, _) = hash_file(Path::new("/proc/self/exe"))?;
+    Ok(HASH.get_or_init(|| sha.tagged()).clone())
 }
 
 /// One hash over every file of the source: configuration and tokenizer decide results too.

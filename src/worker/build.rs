@@ -4,29 +4,46 @@ use std::path::{Path, PathBuf};
 
 use super::ticker::while_ticking;
 use super::{WorkerArgs, certify, write_json};
+use crate::crash::crash_point;
 use crate::fault::{Fault, Outcome};
 use crate::line::claim::check_token;
+use crate::line::record::{self, WAIT_FILE, WaitRecord};
 use crate::line::wire::WorkerMessage;
-use crate::line::{Layout, PartName};
-use crate::node::Node;
-use crate::recipe::{Plan, RecipeFile, Severity};
-use crate::stage::{Progress, StageContext, crash_point, pass_options, plan_recipe, run_stages};
+use crate::line::{Layout, Needs, PartName, stamp};
+use crate::node::{Node, Room};
+use crate::recipe::{Plan, Predicted, RecipeFile, Severity};
+use crate::stage::{Progress, StageContext, pass_options, plan_recipe, predict, run_stages};
+use crate::units::Bytes;
+
+/// How an attempt ended that met no fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Built {
+    /// `result.json` lies in the work folder.
+    Done,
+    /// The part does not fit at this moment: `wait.json` lies there.
+    Waits,
+}
 
 /// Plans the part, runs its stages, judges the result and writes it down.
 ///
 /// # Errors
 /// Whatever stops the part, with the class that decides what becomes of it.
-pub fn build(args: &WorkerArgs, progress: &Progress<'_>) -> Outcome<()> {
+pub fn build(args: &WorkerArgs, progress: &Progress<'_>) -> Outcome<Built> {
     while_ticking(progress, || attempt(args, progress))
 }
 
-fn attempt(args: &WorkerArgs, progress: &Progress<'_>) -> Outcome<()> {
+fn attempt(args: &WorkerArgs, progress: &Progress<'_>) -> Outcome<Built> {
     let layout = Layout::open(&args.root)?;
     check_token(&args.work, &args.attempt)?;
     let part = part_path(&layout, &args.part);
     let recipe = RecipeFile::read(&part)?;
     let node = Node::load(layout.root())?;
     use_threads(node.forge.threads);
+    if let Some(wait) = waits(args, predict(&recipe, &node, &layout)?, &node)? {
+        check_token(&args.work, &args.attempt)?;
+        write_json(&args.work.join(WAIT_FILE), &wait)?;
+        return Ok(Built::Waits);
+    }
     let plan = make_plan(&recipe, &part, &node, &layout, progress)?;
     write_json(&args.work.join("plan.json"), &plan)?;
     crash_point("plan:written");
@@ -43,13 +60,45 @@ fn attempt(args: &WorkerArgs, progress: &Progress<'_>) -> Outcome<()> {
     }
     let pass = pass_options(&node, &args.work)?;
     let mut cx = StageContext::new(&plan, &args.work, progress, pass);
+    cx.savepoint = node.forge.savepoint;
     let summary = run_stages(&mut cx)?;
     let result = certify::certify(&cx, &recipe, &summary)?;
     check_token(&args.work, &args.attempt)?;
     crash_point("result:before");
     write_json(&args.work.join("result.json"), &result.with_token(&args.attempt))?;
     crash_point("result:written");
-    Ok(())
+    Ok(Built::Done)
+}
+
+/// What the part has to wait for: nothing, when what it will take is free now. What earlier attempts have written need not
+/// be written again.
+fn waits(args: &WorkerArgs, predicted: Predicted, node: &Node) -> Outcome<Option<WaitRecord>> {
+    let path = args.work.join(WAIT_FILE);
+    let written = bytes_below(&args.work);
+    let needs = Needs { ram: predicted.peak_ram, disk: predicted.disk.saturating_sub(written), ..Needs::default() };
+    let room = Room::now(&args.work, node.hot.min_free);
+    let Some(lacking) = room.lacks(needs.ram, needs.vram, needs.disk) else {
+        return match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Fault::io(format!("remove {}", path.display()), e))
+            }
+            _ => Ok(None),
+        };
+    };
+    let earlier: Option<WaitRecord> = record::read_json(&path).ok();
+    let since = earlier.map_or_else(|| stamp::seconds(chrono::Utc::now()), |earlier| earlier.since);
+    Ok(Some(WaitRecord { attempt_token: args.attempt.to_string(), needs, reason: lacking, since }))
+}
+
+/// Bytes of all files below a folder; links are not followed.
+fn bytes_below(folder: &Path) -> Bytes {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let size = |entry: std::fs::DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => bytes_below(&entry.path()),
+        Ok(kind) if kind.is_file() => Bytes(entry.metadata().map_or(0, |meta| meta.len())),
+        _ => Bytes(0),
+    };
+    entries.map(size).sum()
 }
 
 fn make_plan(recipe: &RecipeFile, part: &Path, node: &Node, layout: &Layout, progress: &Progress<'_>) -> Outcome<Plan> {

@@ -21,11 +21,11 @@ use serde_json::json;
 use crate::fault::{Fault, Outcome};
 use crate::line::claim::check_token;
 use crate::line::stamp;
-use crate::line::wire::{Wire, WorkerMessage};
+use crate::line::wire::{WAITS, Wire, WorkerMessage};
 use crate::stage::{Listener, Progress, replace_file};
 
 pub use args::WorkerArgs;
-pub use build::build;
+pub use build::{Built, build};
 
 impl Listener for Wire<std::io::Stdout> {
     fn hear(&self, message: &WorkerMessage) {
@@ -42,10 +42,11 @@ pub fn main(args: &WorkerArgs) -> ExitCode {
 pub fn run(args: &WorkerArgs, listener: &dyn Listener) -> ExitCode {
     let progress = Progress::new(listener);
     match guarded(|| build(args, &progress)) {
-        Ok(()) => {
+        Ok(Built::Done) => {
             listener.hear(&WorkerMessage::Finished {});
             ExitCode::SUCCESS
         }
+        Ok(Built::Waits) => ExitCode::from(WAITS),
         Err(fault) => {
             let stage = progress.stage();
             if let Err(second) = write_fault(args, &fault, &stage) {
@@ -66,7 +67,7 @@ pub fn run(args: &WorkerArgs, listener: &dyn Listener) -> ExitCode {
 static PANIC_AT: Mutex<Option<String>> = Mutex::new(None);
 
 /// Runs `work` and turns a panic in any of its threads into an internal fault.
-fn guarded(work: impl FnOnce() -> Outcome<()>) -> Outcome<()> {
+fn guarded<T>(work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         let place = info.location().map(ToString::to_string);
@@ -118,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_an_internal_fault_with_its_place() {
-        let fault = guarded(|| panic!("index {} of {}", 4, 3)).unwrap_err();
+        let fault = guarded::<()>(|| panic!("index {} of {}", 4, 3)).unwrap_err();
         assert_eq!(fault.class, FaultClass::Internal);
         assert!(fault.message.starts_with("panic at src/worker/mod.rs:"), "{}", fault.message);
         assert!(fault.message.ends_with(": index 4 of 3"), "{}", fault.message);

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::factory::{Factory, recipe, until};
 use crate::worker::fixture;
 
-const NODE: &str = "[forge]\nretry_backoff_seconds = 0.02\nrescan_seconds = 0.2\nstop_grace_seconds = 1\n\n\
+pub const NODE: &str = "[forge]\nretry_backoff_seconds = 0.02\nrescan_seconds = 0.2\nstop_grace_seconds = 1\n\n\
                     [grid]\nheartbeat_interval_seconds = 0.2\n";
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,7 +26,7 @@ enum Victim {
 }
 
 /// A supervisor process of its own. Killed with its worker when a test fails early.
-struct Supervisor {
+pub struct Supervisor {
     child: Child,
 }
 
@@ -39,7 +39,7 @@ impl Supervisor {
     }
 
     /// With real workers, which die at a named point.
-    fn start_real(factory: &Factory, words: &[&str], crash_at: Option<&str>) -> Supervisor {
+    pub fn start_real(factory: &Factory, words: &[&str], crash_at: Option<&str>) -> Supervisor {
         let mut command = Command::new(env!("CARGO_BIN_EXE_factoryd"));
         match crash_at {
             Some(point) => command.env("FACTORYLINE_CRASH_AT", point),
@@ -50,7 +50,7 @@ impl Supervisor {
         Supervisor { child: command.stdin(Stdio::null()).stderr(log).spawn().unwrap() }
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -60,7 +60,7 @@ impl Supervisor {
     }
 
     /// Waits for its end; a supervisor that does not end is killed and reported.
-    fn end(mut self, factory: &Factory) -> ExitStatus {
+    pub fn end(mut self, factory: &Factory) -> ExitStatus {
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(60) {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -71,6 +71,14 @@ impl Supervisor {
         self.kill();
         let log = fs::read_to_string(factory.layout.root().join("factoryd.log")).unwrap_or_default();
         panic!("the supervisor does not end:\n{log}");
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        // Ended already unless a test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -227,7 +235,7 @@ fn real_factory() -> Factory {
 }
 
 /// Brings the part to its end and gives the hash of what was made.
-fn finish(factory: &Factory, story: &str) -> String {
+pub fn finish(factory: &Factory, story: &str) -> String {
     let status = Supervisor::start_real(factory, &["--drain"], None).end(factory);
     let log = fs::read_to_string(factory.layout.root().join("factoryd.log")).unwrap();
     assert!(status.success(), "{story}: {log}");

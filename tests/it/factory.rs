@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use factoryline::daemon::{DaemonConfig, DaemonEvent, DaemonObserver, DaemonOptions, Mode, StopHandle, WorkerCommand};
+use factoryline::daemon::{
+    DaemonConfig, DaemonEvent, DaemonObserver, DaemonOptions, Limits, Mode, StopHandle, WorkerCommand,
+};
 use factoryline::line::{Layout, Station, record, shelf};
 use factoryline::units::Bytes;
 use serde_json::{Value, json};
@@ -80,6 +82,9 @@ impl Factory {
                 grace: Duration::from_millis(300),
                 slots: 1,
                 min_free: Bytes(0),
+                retry: Default::default(),
+                limits: Limits::default(),
+                patience: Duration::from_secs(3600),
             },
             worker: WorkerCommand::new(program, vec![script]).unwrap(),
             stop: StopHandle::default(),

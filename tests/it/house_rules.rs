@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Floors of the rooms; arrows point down only. `fault`, `units` and `registry` are everybody's.
 const FLOORS: &[(&str, u32)] = &[
+    ("crash", 0),
     ("fault", 0),
     ("units", 0),
     ("registry", 0),

@@ -26,6 +26,7 @@ mod oracle;
 mod packed;
 mod quant;
 mod recipe;
+mod resume;
 mod rewriting;
 mod rotation;
 mod stages;

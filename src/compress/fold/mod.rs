@@ -11,8 +11,11 @@ pub(super) mod scaling;
 mod source;
 mod turn;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub use rotation::{RotationKind, RotationPlan};
 pub use source::Folded;
@@ -31,6 +34,14 @@ pub enum Step {
     TurnColumns(Arc<Turn>),
     /// These values instead.
     Become(Arc<[f32]>),
+}
+
+/// A change as it is put down.
+#[derive(Serialize, Deserialize)]
+enum Saved {
+    Rows(Vec<f32>),
+    Columns(Vec<f32>),
+    Become(Vec<f32>),
 }
 
 /// What is done to which tensors, in order.
@@ -60,6 +71,33 @@ impl Folds {
         let mut names: Vec<&str> = self.steps.keys().map(String::as_str).collect();
         names.sort_unstable();
         names
+    }
+
+    /// As text; `None` with turns among them.
+    pub(super) fn save(&self) -> Option<Value> {
+        let saved = |step: &Step| match step {
+            Step::Rows(factors) => Some(Saved::Rows(factors.to_vec())),
+            Step::Columns(factors) => Some(Saved::Columns(factors.to_vec())),
+            Step::Become(values) => Some(Saved::Become(values.to_vec())),
+            Step::TurnRows(_) | Step::TurnColumns(_) => None,
+        };
+        let tensor = |(name, steps): (&String, &Vec<Step>)| {
+            Some((name.clone(), steps.iter().map(saved).collect::<Option<Vec<_>>>()?))
+        };
+        let all: Option<BTreeMap<String, Vec<Saved>>> = self.steps.iter().map(tensor).collect();
+        serde_json::to_value(all?).ok()
+    }
+
+    /// What [`Folds::save`] gave.
+    pub(super) fn restore(saved: Value) -> Option<Self> {
+        let all: BTreeMap<String, Vec<Saved>> = serde_json::from_value(saved).ok()?;
+        let step = |saved| match saved {
+            Saved::Rows(factors) => Step::Rows(factors.into()),
+            Saved::Columns(factors) => Step::Columns(factors.into()),
+            Saved::Become(values) => Step::Become(values.into()),
+        };
+        let tensor = |(name, steps): (String, Vec<Saved>)| (name, steps.into_iter().map(step).collect());
+        Some(Folds { steps: all.into_iter().map(tensor).collect() })
     }
 
     pub fn is_empty(&self) -> bool {

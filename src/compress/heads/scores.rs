@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::prunable;
 use crate::compress::CompressError;
@@ -154,7 +154,7 @@ fn weight_norms(source: &dyn TensorSource, attention: &AttentionSpec) -> Result<
 }
 
 /// What was added up over the positions of one layer.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Sums {
     by_head: Vec<f64>,
     positions: u64,
@@ -169,6 +169,14 @@ struct Watch {
 impl Observer for Watch {
     fn wants_heads(&self, layer: usize) -> bool {
         self.layers.contains_key(&layer)
+    }
+
+    fn save(&mut self) -> Option<Vec<u8>> {
+        serde_json::to_vec(&self.layers).ok()
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> bool {
+        serde_json::from_slice(saved).map(|saved| self.layers = saved).is_ok()
     }
 
     fn heads(&mut self, views: &HeadViews<'_>) {

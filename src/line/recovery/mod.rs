@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
+use super::attempts;
 use super::lock::MovesLock;
 use super::moves::{Move, Mover, free_name};
 use super::outcome::{self, Return};
@@ -119,7 +120,7 @@ impl Scene {
         if let Some(part) = self.at(base, Station::Assembly) {
             let attempt = Attempt::read(&layout.work(&part.name)).ok().flatten();
             facts.claim_held = ClaimLock::is_held(layout, &part.name)?;
-            facts.exhausted = part.retries >= max_retries;
+            facts.exhausted = max_retries == 0 || attempts::lost(&layout.work(&part.name), part.retries) >= max_retries;
             facts.cancel_requested = layout.cancel_request(base).exists();
             facts.shipped = self.result_of(mover, part, attempt.as_ref()).is_some();
             facts.left = attempt.as_ref().map_or(Left::Nothing, |a| left(mover, part, a));
@@ -277,7 +278,7 @@ fn cancel_reason(mover: Mover, base: &str) -> String {
 
 fn exhausted(mover: Mover, part: &PartEntry) -> ErrorRecord {
     ErrorRecord {
-        error: format!("crash recovery: the worker was lost {} times, exceeded MAX_RETRIES={0}", part.retries),
+        error: format!("crash recovery: the worker was lost {} times, exceeded MAX_RETRIES", part.retries),
         class: "infra".into(),
         hint: Some("look at the log tail and at the kernel log (out of memory?), then `foreman retry NAME`".into()),
         log_tail: outcome::log_tail(&mover.layout.work(&part.name)),
@@ -293,6 +294,7 @@ fn give_back(mover: Mover, part: &PartEntry) -> Result<Vec<Move>, LineError> {
         class: "infra".into(),
         reason: "crash recovery: the supervisor or the worker was lost".into(),
         arrived_at: attempt.and_then(|a| a.arrived_at),
+        room: None,
     };
     let name = outcome::take_back(mover, part, &wish)?;
     let dest = mover.layout.station(Station::Intake).join(name.file_name());

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::Writing;
 use crate::compress::{
     Calibrated, CalibratedRows, Calibration as TextParts, MatrixReport, SequenceLimits, SolveOptions, Solver, StoredAs,
-    Targets, TuneOptions, default_calibration, read_corpus, sequences, solver_named,
+    Target, Targets, TuneOptions, default_calibration, read_corpus, sequences, solver_named,
 };
 use crate::engine::{PassProgress, RewriteReport};
 use crate::family::OpenModel;
@@ -94,7 +94,7 @@ pub(in crate::stage) struct Calibration {
     by_depth: bool,
     drift: f32,
     tune_steps: usize,
-    /// What the passes so far took.
+    /// What the passes took that have not been told of.
     passes: Mutex<Vec<RewriteReport>>,
 }
 
@@ -189,7 +189,9 @@ impl Calibration {
         let span = writing.span.part(0.0, 0.9);
         let report = |p: PassProgress| span.at_rate(p.fraction, self.solver.name(), Some(p.tokens_per_s));
         let path = cx.work.join(format!("{}.rows", writing.out));
-        let solved = how.run(model, &self.sequences, &cx.pass, &path, &report)?;
+        let options = cx.resumable(writing.out, &described(&how));
+        let solved = how.run(model, &self.sequences, &options, &path, &report)?;
+        cx.tell_savepoints(&options);
         self.passes.lock().unwrap_or_else(PoisonError::into_inner).push(solved.pass);
         Ok(solved)
     }
@@ -201,15 +203,19 @@ impl Calibration {
         counts
     }
 
-    /// What a result says about it.
-    pub fn details(&self) -> Map<String, Value> {
-        let tokens: usize = self.sequences.iter().map(Vec::len).sum();
-        let passes = self.passes.lock().unwrap_or_else(PoisonError::into_inner);
-        let pass = |pass: &RewriteReport| {
+    /// What the passes since the last time took, for the result.
+    pub fn take_passes(&self) -> Vec<Value> {
+        let pass = |pass: RewriteReport| {
             let (predicted, peak) = (pass.predicted_peak.0, pass.peak.map(|peak| peak.0));
             json!({ "seconds": pass.seconds, "predictedPeakBytes": predicted, "peakBytes": peak })
         };
-        let passes: Vec<Value> = passes.iter().map(pass).collect();
+        let mut passes = self.passes.lock().unwrap_or_else(PoisonError::into_inner);
+        passes.drain(..).map(pass).collect()
+    }
+
+    /// What a result says about it and its passes.
+    pub fn details(&self, passes: &Value) -> Map<String, Value> {
+        let tokens: usize = self.sequences.iter().map(Vec::len).sum();
         let value = json!({
             "algorithm": self.solver.name(),
             "calibration": {
@@ -227,6 +233,19 @@ impl Calibration {
             _ => Map::new(),
         }
     }
+}
+
+/// What a solving pass is a function of beside the settings of its stage: rounds of a search differ in it.
+fn described(how: &Calibrated<'_>) -> String {
+    let target =
+        |(weight, target): (&String, &Target)| format!("{weight} {} {:?}", target.grid.get().name(), target.dtype);
+    let mut lines: Vec<String> = how.targets.iter().map(target).collect();
+    lines.extend(how.stored_as.others.iter().map(|(tensor, dtype)| format!("{tensor} stored as {dtype:?}")));
+    lines.sort_unstable();
+    lines.push(format!("{:?} {}", how.stored_as.usual, how.sums));
+    let embedding = how.embedding.into_iter().flatten().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    lines.push(Sha::of(&embedding).to_string());
+    lines.join("\n")
 }
 
 /// Per block: the mean share of the outputs' energy that was lost, and where most was.

@@ -8,12 +8,14 @@ use std::time::Instant;
 
 use super::{Admission, Artifact, Place, PlannedArtifact, Product, Span, Stage, StageContext, predict};
 use crate::compress::MatrixReport;
+use crate::crash::crash_point;
 use crate::family::{Family, OpenModel};
 use crate::fault::{Fault, Outcome};
 use crate::gate::{self, ScoreLimit};
 use crate::model::FileHash;
 use crate::recipe::stages::{self, QuantAim};
 use crate::recipe::{Finding, PlannedStage, QuantCapability, StageSpec};
+use serde_json::Value;
 
 pub(super) struct Quant;
 
@@ -210,32 +212,26 @@ impl Stage for Quant {
         let turned = rotate::turned(&model, &quant)?;
         let written_from = turned.as_ref().map_or(&model, |(turned, _)| turned);
         let mut product = Product::default();
-        let mut layers = serde_json::Map::new();
         let aim = quant.target.as_ref().map(stages::QuantTarget::aim).transpose().map_err(Fault::internal)?;
         let count = planned.outputs.len();
         for (i, out) in planned.outputs.iter().enumerate() {
             let each = span.part(i as f64 / count as f64, (i + 1) as f64 / count as f64);
             let writing =
                 Writing { quant: &quant, place, out, calibration: calibration.as_ref(), span: each.part(0.0, 0.8) };
-            let written = match (aim, quant.quant_types.get(i)) {
-                (Some(aim), _) => format.write_target(cx, written_from, aim, &writing)?,
-                (None, Some(name)) => format.write(cx, written_from, name, &writing)?,
-                (None, None) => return Err(Fault::internal(format!("plan: {out} has no type"))),
-            };
-            let gate = Instant::now();
-            let (artifact, evidence) = inspect(cx, &model, (format, out), &written, each.part(0.8, 1.0))?;
-            product.gate_s += gate.elapsed().as_secs_f64();
-            product.artifacts.push(artifact);
-            product.evidence.extend(evidence);
-            product.evidence.extend(written.evidence);
-            product.warnings.extend(written.warnings);
-            layers.insert(written.dtype.clone(), calibrate::by_layer(&model, &written.matrices));
-            product.details.extend(written.details);
-            for (file, hash) in written.files {
-                product.known_hashes.insert(file.clone().into(), hash.sha256);
-                product.files.push(file.into());
-            }
-            product.files.extend(written.side_files.into_iter().map(Into::into));
+            let one = cx.once(out, || {
+                let written = match (aim, quant.quant_types.get(i)) {
+                    (Some(aim), _) => format.write_target(cx, written_from, aim, &writing)?,
+                    (None, Some(name)) => format.write(cx, written_from, name, &writing)?,
+                    (None, None) => return Err(Fault::internal(format!("plan: {out} has no type"))),
+                };
+                crash_point(&format!("quant:output:{out}"));
+                let gate = Instant::now();
+                let (artifact, evidence) = inspect(cx, &model, (format, out), &written, each.part(0.8, 1.0))?;
+                let mut one = of_output(written, artifact, evidence, &model, calibration.as_ref());
+                one.gate_s = gate.elapsed().as_secs_f64();
+                Ok(one)
+            })?;
+            join(&mut product, one);
         }
         let size = |a: &Artifact| {
             format!("{} {} ({:.2} bits per weight)", a.dtype, crate::units::Bytes(a.bytes), a.bits_per_weight)
@@ -243,11 +239,56 @@ impl Stage for Quant {
         let sizes: Vec<String> = product.artifacts.iter().map(size).collect();
         product.summary = Some(sizes.join(", "));
         if let Some(calibration) = calibration {
-            product.details.extend(calibration.details());
-            product.details.insert("layers".into(), layers.into());
+            let passes = product.details.remove(PASSES).unwrap_or_default();
+            product.details.extend(calibration.details(&passes));
         }
         product.details.extend(turned.into_iter().flat_map(|(_, details)| details));
         Ok(product)
+    }
+}
+
+/// Keys of an output's details that are lists and maps over all outputs in the stage's.
+const PASSES: &str = "passes";
+const LAYERS: &str = "layers";
+
+/// What is handed on of one output.
+fn of_output(
+    written: Written,
+    artifact: Artifact,
+    mut evidence: Vec<gate::Evidence>,
+    model: &OpenModel,
+    calibration: Option<&calibrate::Calibration>,
+) -> Product {
+    evidence.extend(written.evidence);
+    let mut one = Product { artifacts: vec![artifact], evidence, warnings: written.warnings, ..Product::default() };
+    if let Some(calibration) = calibration {
+        let layers = calibrate::by_layer(model, &written.matrices);
+        one.details.insert(LAYERS.into(), serde_json::Map::from_iter([(written.dtype, layers)]).into());
+        one.details.insert(PASSES.into(), calibration.take_passes().into());
+    }
+    one.details.extend(written.details);
+    for (file, hash) in written.files {
+        one.known_hashes.insert(file.clone().into(), hash.sha256);
+        one.files.push(file.into());
+    }
+    one.files.extend(written.side_files.into_iter().map(Into::into));
+    one
+}
+
+/// Adds an output to what the stage hands on.
+fn join(all: &mut Product, one: Product) {
+    all.gate_s += one.gate_s;
+    all.artifacts.extend(one.artifacts);
+    all.evidence.extend(one.evidence);
+    all.warnings.extend(one.warnings);
+    all.known_hashes.extend(one.known_hashes);
+    all.files.extend(one.files);
+    for (key, value) in one.details {
+        match (all.details.get_mut(&key), value) {
+            (Some(Value::Object(all)), Value::Object(more)) if key == LAYERS => all.extend(more),
+            (Some(Value::Array(all)), Value::Array(more)) if key == PASSES => all.extend(more),
+            (_, value) => drop(all.details.insert(key, value)),
+        }
     }
 }
 

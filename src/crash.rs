@@ -1,7 +1,8 @@
 //! Named points at which a debug build stops dead when asked to, for tests of recovery.
 //!
 //! `FACTORYLINE_CRASH_AT=quant:written` kills the worker there. Points: `plan:written`, `<stage type>:started`,
-//! `<stage type>:written` (files are there, the checkpoint is not), `<stage type>:checkpointed`, `result:before`,
+//! `<stage type>:written` (files are there, the checkpoint is not), `<stage type>:checkpointed`, `quant:output:<file>` (it is
+//! there, the stage is not done), `savepoint:<n>` (a pass has put down that n blocks are done), `result:before`,
 //! `result:written`. Release builds have none.
 
 /// Kills this process when the environment names this point. Does nothing in release builds.
