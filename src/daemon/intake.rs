@@ -110,16 +110,16 @@ impl Intake {
         let mut at = None;
         for (place, waiting) in self.waiting.iter().enumerate() {
             let is_ours = how.only.is_none_or(|base| waiting.entry.name.base() == base);
-            if !is_ours || waiting.not_before.is_some_and(|t| t > now) {
+            if !is_ours {
                 continue;
             }
-            match waiting.needs.filter(|needs| !(how.fits)(needs)) {
-                None => {
-                    at = Some(place);
-                    break;
-                }
-                Some(_) if waiting.since.is_some_and(|since| now - since > how.patience) => break,
-                Some(_) => {}
+            let is_lacking = waiting.needs.is_some_and(|needs| !(how.fits)(&needs));
+            if is_lacking && waiting.since.is_some_and(|since| now - since > how.patience) {
+                break;
+            }
+            if !is_lacking && waiting.not_before.is_none_or(|t| t <= now) {
+                at = Some(place);
+                break;
             }
         }
         Some(self.waiting.remove(at?))

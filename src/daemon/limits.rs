@@ -8,20 +8,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit, prlimit, setpriority_process};
+use rustix::process::{Pid, Resource, Rlimit, getpriority_process, prlimit, setpriority_process};
 
 use crate::node::IoPriority;
 use crate::units::Bytes;
 
 /// How often memory is looked at.
 const LOOK: Duration = Duration::from_millis(250);
+/// What a worker can take between two looks, at least.
+const BACKSTOP: u64 = 4_000_000_000;
 /// The machine is out of memory when less than this share of it is free.
 const LEAST_FREE: u64 = 50;
 
 /// Limits of every worker of a supervisor; none by default.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Limits {
-    /// Added to the niceness of the supervisor.
+    /// Niceness, where the supervisor's own is not higher.
     pub nice: u8,
     pub io_priority: IoPriority,
     /// Memory that is not files: what a worker allocates.
@@ -55,12 +57,13 @@ pub struct Kept {
 /// Puts limits on a worker that has just started.
 pub fn keep(limits: &Limits, pid: Pid) -> Kept {
     // Of a process that has ended already nothing has to be limited.
-    let _ = setpriority_process(Some(pid), i32::from(limits.nice));
+    let own = getpriority_process(None).unwrap_or(0);
+    let _ = setpriority_process(Some(pid), own.max(i32::from(limits.nice)));
     limits.io_priority.give_to(pid);
     let group = limits.memory.and_then(|memory| limits.control_groups.limited(pid, memory));
     if let (None, Some(memory)) = (&group, limits.memory) {
-        // A backstop far beyond the watch: a worker that asks for this much at once is told no by the kernel.
-        let most = Some(memory.0.saturating_mul(2));
+        // A backstop beyond what the watch can miss: whoever asks for this much at once is told no by the kernel.
+        let most = Some(memory.0.saturating_add(memory.0.max(BACKSTOP)));
         let _ = prlimit(Some(pid), Resource::Data, Rlimit { current: most, maximum: most });
     }
     Kept { memory: limits.memory, pid, group, last_look: Instant::now() }

@@ -183,7 +183,7 @@ pub struct Forge {
     pub memory_budget: Bytes,
     /// What a worker may allocate before it is ended.
     pub worker_memory: Bytes,
-    /// Added to the niceness of the daemon for its workers, 0 to 19.
+    /// Niceness of workers, 0 to 19, where the daemon's own is not higher.
     pub nice: u8,
     pub io_priority: IoPriority,
     pub device: DeviceChoice,

@@ -39,6 +39,13 @@ case $act in
   stale) token=00000000000000000000000000000000 ;;
   short) size=2 ;;
   chatty) echo 'loading weights ...' ;;
+  wait) printf '{"attempt_token":"%s","needs":{"ram":1000000000000000},"reason":"needs much","since":"2026-01-01T00:00:00Z"}' "$token" > "$work/wait.json"; exit 79 ;;
+  hog) x=$(head -c 200000000 /dev/zero | tr '\0' x); sleep 60 & wait ;;
+  twice) echo . >> "$work/seen"; n=$(wc -l < "$work/seen")
+    [ "$n" -gt 2 ] && say '{"type":"stage_started","stage":"eval","index":1,"of":2}'
+    [ "$n" -gt 4 ] || exit 75 ;;
+  full) [ -e "$work/seen" ] || { touch "$work/seen"; exit 69; } ;;
+  nice) nice > "$work/nice" ;;
   lock) [ -z "$(cat)" ] || exit 70 ;;
 esac
 mkdir -p "$work/artifact"

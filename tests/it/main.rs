@@ -16,6 +16,7 @@ mod gguf_families;
 mod heads;
 mod house_rules;
 mod layouts;
+mod limits;
 mod line;
 mod mlx;
 mod modality;

@@ -47,7 +47,8 @@ fn die_at(factory: &Factory, point: &str) {
     let mut supervisor = Supervisor::start_real(factory, &[], Some(point));
     let intake = factory.layout.station(Station::Intake);
     until("the worker died", || {
-        let back = fs::read_dir(&intake).unwrap().flatten().any(|e| e.file_name().to_string_lossy().contains(".retry"));
+        let is_back = |name: &str| name.contains(".retry") && name.ends_with(".alloy.json");
+        let back = fs::read_dir(&intake).unwrap().flatten().any(|e| is_back(&e.file_name().to_string_lossy()));
         let failed = !factory.files(Station::Rework).is_empty();
         assert!(!failed, "{point}: {:?}", factory.files(Station::Rework));
         back

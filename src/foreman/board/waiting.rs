@@ -9,7 +9,9 @@ use super::Supervisor;
 use crate::foreman::exit::Problem;
 use crate::foreman::wording;
 use crate::line::{Layout, PartEntry, record, stamp};
+use crate::node::{Node, Room};
 use crate::recipe::RecipeFile;
+use crate::units::Bytes;
 
 /// What a recipe says about itself.
 #[derive(Clone, Debug, Serialize)]
@@ -56,6 +58,11 @@ pub enum Reason {
         seconds: f64,
         after: String,
     },
+    /// It does not fit at the moment: others may pass it.
+    NoRoom {
+        lacks: String,
+        since: Option<String>,
+    },
     /// It goes to rework when its turn comes.
     NotARecipe {
         problem: String,
@@ -72,6 +79,7 @@ impl Reason {
             Reason::BackOff { seconds, after, .. } => {
                 format!("back-off for {} more after: {}", wording::duration(*seconds), wording::brief(after, 80))
             }
+            Reason::NoRoom { lacks, .. } => format!("waits for room: {lacks}"),
             Reason::NotARecipe { problem } => format!("not a recipe, goes to rework: {problem}"),
             Reason::NoSupervisor => "no daemon is running".into(),
         }
@@ -101,15 +109,17 @@ pub fn waiting_parts(
 ) -> Result<Vec<Waiting>, Problem> {
     let mut queue: Vec<Queued> = parts.iter().map(|part| Queued::read(layout, part)).collect();
     queue.sort_by(|a, b| a.key().cmp(&b.key()));
+    let reserve = Node::load(layout.root()).map_or(Bytes(0), |node| node.hot.min_free);
+    let room = || Room::now(&layout.work_root(), reserve);
     let mut before: Option<String> = building.map(str::to_owned);
     let mut out = Vec::with_capacity(queue.len());
     let mut position = 0;
     for queued in queue {
-        let held = queued.back_off();
+        let held = queued.held(&room);
         let reason = match (&queued.card, &held) {
             (Err(problem), _) => Reason::NotARecipe { problem: problem.clone() },
             _ if !boss.running => Reason::NoSupervisor,
-            (_, Some(back_off)) => back_off.clone(),
+            (_, Some(held)) => held.clone(),
             _ => match before.take() {
                 None => Reason::Next,
                 Some(part) if Some(part.as_str()) == building => Reason::Building { part },
@@ -154,8 +164,14 @@ impl<'a> Queued<'a> {
         (-self.card.as_ref().map_or(0, |card| card.priority), self.arrived, self.part.name.base())
     }
 
-    fn back_off(&self) -> Option<Reason> {
+    /// Why it is not even in the queue.
+    fn held(&self, room: &dyn Fn() -> Room) -> Option<Reason> {
         let retry = self.retry.as_ref()?;
+        if let Some(needs) = retry.needs
+            && let Some(lacks) = room().lacks(needs.ram, needs.vram, needs.disk)
+        {
+            return Some(Reason::NoRoom { lacks, since: retry.waiting_since.clone() });
+        }
         let until = stamp::parse(retry.not_before.as_deref()?)?;
         let seconds = -wording::seconds_since(until);
         (seconds > 0.0).then(|| Reason::BackOff { until: stamp::seconds(until), seconds, after: retry.reason.clone() })

@@ -102,6 +102,7 @@ fn intake(dossier: &Dossier, desk: &Desk, out: &mut Explanation) {
         Reason::Behind { part } => format!("{part} comes first (priority, then time of arrival, then name)"),
         Reason::Building { part } => format!("{part} is being built, and this line builds one part at a time"),
         Reason::BackOff { until, after, .. } => format!("it is tried again at {until}, after: {after}"),
+        Reason::NoRoom { lacks, .. } => format!("it does not fit on this machine at the moment: it {lacks}"),
         Reason::NotARecipe { problem } => format!("it is not a recipe and goes to rework: {problem}"),
         Reason::NoSupervisor => "no daemon works this line".into(),
     });
