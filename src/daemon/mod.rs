@@ -2,17 +2,21 @@
 //!
 //! Enters: a root folder and settings. Leaves: parts in finished and rework, and a [`Summary`]. It holds no model:
 //! every part is built by a worker process, whose death costs an attempt and nothing else. Threads: this loop, one
-//! per slot, the heartbeat (stops last), signals, a waiter per worker.
+//! per slot, the heartbeat (stops last), metrics, signals, a waiter per worker.
 
 mod build;
 mod doorbell;
 mod intake;
 mod journal;
+mod log_file;
+mod metrics;
+mod notify;
 mod observer;
 mod options;
 mod serve;
 mod settle;
 mod tell;
+mod worker_log;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -27,14 +31,17 @@ use crate::line::claim::Claimed;
 use crate::line::heartbeat::State;
 use crate::line::lock::MovesLock;
 use crate::line::moves::Mover;
+use crate::line::pause::{self, Pause};
 use crate::line::recovery::{self, table};
 use crate::line::{EventLog, HeartbeatWriter, Layout, LineLock, outcome};
 use crate::node::free_bytes;
 use build::Ending;
 use doorbell::{Ring, SignalWatch, Watch};
 use intake::{Admission, Intake, Waiting};
+use metrics::{Counts, Metrics};
 
 pub use journal::Journal;
+pub use notify::Notifier;
 pub use observer::{DaemonEvent, DaemonObserver, NoObserver};
 pub use options::{DaemonConfig, DaemonOptions, Mode, StopHandle, Summary, WorkerCommand};
 pub use serve::{ServeArgs, serve};
@@ -47,9 +54,12 @@ pub fn run(options: &DaemonOptions, observer: &dyn DaemonObserver) -> Outcome<Su
     let layout = Layout::at(root);
     // Held to the end; the heartbeat is declared after it and so stops before the line is free again.
     let _lock = LineLock::acquire(&layout)?;
-    let heart = HeartbeatWriter::start(&layout, &options.config.host, options.config.heartbeat);
+    let metrics = Metrics::start(&layout, options.config.tiers.clone());
+    let desk = metrics.desk();
+    let (host, interval) = (&*options.config.host, options.config.heartbeat);
+    let heart = HeartbeatWriter::telling(&layout, host, interval, move |beat| desk.beat(beat));
     let events = EventLog::new(&layout, &*options.config.host);
-    let floor = Floor { layout, options, observer, heart, events };
+    let floor = Floor { layout, options, observer, heart, events, metrics };
     let (bell, rings) = mpsc::channel();
     options.stop.connect(bell.clone());
     let _signals = if options.signals { Some(SignalWatch::start(options.stop.clone())?) } else { None };
@@ -64,6 +74,7 @@ pub fn run(options: &DaemonOptions, observer: &dyn DaemonObserver) -> Outcome<Su
         is_stale: true,
         last_scan: Instant::now(),
         orphans: false,
+        paused: None,
         summary: Summary::default(),
     };
     supervisor.supervise()
@@ -79,6 +90,8 @@ pub(crate) struct Floor<'a> {
     pub observer: &'a dyn DaemonObserver,
     pub heart: HeartbeatWriter,
     pub events: EventLog,
+    /// Dropped after the heartbeat, whose last beat it tells.
+    metrics: Metrics,
 }
 
 /// The loop's own state.
@@ -96,6 +109,8 @@ struct Supervisor<'a> {
     last_scan: Instant,
     /// Assembly holds parts that are not ours: another worker lives, or a settling failed.
     orphans: bool,
+    /// An operator's wish that nothing is started.
+    paused: Option<Pause>,
     summary: Summary,
 }
 
@@ -142,10 +157,12 @@ impl<'a> Supervisor<'a> {
         self.scan()?;
         floor.heart.update(|beat| beat.state = State::Idle);
         floor.observer.see(&DaemonEvent::Ready { waiting: self.intake.len() });
+        floor.options.notify.ready();
         Ok(())
     }
 
     fn close(&self) {
+        self.floor.options.notify.stopping();
         self.floor.events.tell("line/stopped", None, json!(self.summary));
     }
 
@@ -154,6 +171,7 @@ impl<'a> Supervisor<'a> {
     where
         'a: 's,
     {
+        self.heed_pause();
         if self.orphans {
             self.recover()?;
         }
@@ -268,6 +286,18 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
+    /// Looks whether the line is paused, and tells of a change.
+    fn heed_pause(&mut self) {
+        let pause = pause::read(&self.floor.layout);
+        if pause == self.paused {
+            return;
+        }
+        let why = pause.as_ref().map(|pause| pause.why().to_owned());
+        self.floor.observer.see(&DaemonEvent::Paused { reason: why.as_deref() });
+        self.floor.heart.update(|beat| beat.paused = why);
+        self.paused = pause;
+    }
+
     fn has_room(&self) -> bool {
         let begun = self.summary.ended() + self.running as u32;
         let wanted = match self.floor.options.mode {
@@ -275,7 +305,10 @@ impl<'a> Supervisor<'a> {
             Mode::Once => begun == 0,
             Mode::MaxParts(n) => begun < n,
         };
-        wanted && self.running < self.floor.options.config.slots.max(1) && !self.floor.options.stop.is_requested()
+        wanted
+            && self.paused.is_none()
+            && self.running < self.floor.options.config.slots.max(1)
+            && !self.floor.options.stop.is_requested()
     }
 
     /// Asked only while no slot is busy.
@@ -297,7 +330,9 @@ impl<'a> Supervisor<'a> {
 
     /// Until the bell rings, something is due, or it is time for a look anyway.
     fn wait(&mut self, failures: u32) {
-        let patience = self.patience(failures);
+        self.tell_state();
+        let watchdog = self.floor.options.notify.patience().unwrap_or(Duration::MAX);
+        let patience = self.patience(failures).min(watchdog);
         if self.running == 0 && patience > Duration::from_millis(20) {
             self.floor.observer.see(&DaemonEvent::Idle);
         }
@@ -309,6 +344,18 @@ impl<'a> Supervisor<'a> {
             self.answer(ring);
         }
         self.is_stale |= self.last_scan.elapsed() >= self.floor.options.config.rescan;
+    }
+
+    /// Figures for the metrics page, and a sign of life for the service manager.
+    fn tell_state(&self) {
+        let (queued, oldest) = (self.intake.len(), self.intake.oldest());
+        self.floor.metrics.count(Counts { summary: self.summary.clone(), queued, oldest });
+        let what = match (&self.paused, self.running) {
+            (Some(pause), running) => format!("paused ({}), {running} being built", pause.why()),
+            (None, 0) => "idle".to_owned(),
+            (None, running) => format!("{running} being built"),
+        };
+        self.floor.options.notify.turned(&format!("{what}, {queued} waiting"));
     }
 
     fn patience(&self, failures: u32) -> Duration {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::doorbell::Ring;
+use super::notify::Notifier;
 use crate::fault::{Fault, Outcome};
 use crate::node::Node;
 use crate::units::Bytes;
@@ -49,6 +50,10 @@ pub struct DaemonConfig {
     pub slots: usize,
     /// Nothing is started while less than this is free under the root: moves and logs need room.
     pub min_free: Bytes,
+    /// A worker's log that is longer is cut down to its end.
+    pub worker_log: Bytes,
+    /// Names and paths of the disks whose free space the metrics tell.
+    pub tiers: Vec<(String, PathBuf)>,
 }
 
 impl DaemonConfig {
@@ -63,6 +68,8 @@ impl DaemonConfig {
             grace: node.forge.stop_grace,
             slots: 1,
             min_free: node.hot.min_free,
+            worker_log: node.forge.worker_log,
+            tiers: node.tiers(),
         }
     }
 
@@ -84,6 +91,8 @@ pub struct DaemonOptions {
     pub stop: StopHandle,
     /// Turn SIGTERM, SIGINT and SIGHUP into a stop; a second one kills the worker at once.
     pub signals: bool,
+    /// Whom to tell that the line is open and that the loop turns.
+    pub notify: Notifier,
 }
 
 impl DaemonOptions {
@@ -96,6 +105,7 @@ impl DaemonOptions {
             worker: WorkerCommand::this_executable()?,
             stop: StopHandle::default(),
             signals: true,
+            notify: Notifier::default(),
         })
     }
 }

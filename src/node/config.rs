@@ -128,6 +128,8 @@ pub struct Forge {
     pub memory_budget: Bytes,
     pub device: DeviceChoice,
     pub threads: usize,
+    /// Longest log of one attempt: a longer one is cut down to its end.
+    pub worker_log: Bytes,
 }
 
 fn as_seconds<S: serde::Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
@@ -162,6 +164,7 @@ pub(super) struct NodeFile {
     pub memory_budget: Option<Bytes>,
     pub device: DeviceChoice,
     pub threads: Option<u64>,
+    pub worker_log: Option<Bytes>,
     pub coordinator: Option<String>,
     pub heartbeat_interval: Option<Duration>,
     pub protocol: Option<String>,
@@ -270,6 +273,7 @@ impl NodeFile {
             }
         }
         self.threads = forge.whole("threads", 0..=4096)?.filter(|&threads| threads > 0);
+        self.worker_log = forge.whole("worker_log_mb", 1..=1_000_000)?.map(Bytes::from_mb);
         forge.finish()
     }
 

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use factoryline::daemon::{DaemonConfig, DaemonEvent, DaemonObserver, DaemonOptions, Mode, StopHandle, WorkerCommand};
+use factoryline::daemon::{
+    DaemonConfig, DaemonEvent, DaemonObserver, DaemonOptions, Mode, Notifier, StopHandle, WorkerCommand,
+};
 use factoryline::line::{Layout, Station, record, shelf};
 use factoryline::units::Bytes;
 use serde_json::{Value, json};
@@ -36,6 +38,7 @@ case $act in
   flaky) [ -e "$work/seen" ] || { touch "$work/seen"; exit 75; } ;;
   stale) token=00000000000000000000000000000000 ;;
   short) size=2 ;;
+  shout) head -c 3000000 /dev/zero | tr '\0' 'x' | fold -w 99 >&2; echo >&2; echo 'the last word' >&2 ;;
   chatty) echo 'loading weights ...' ;;
   lock) [ -z "$(cat)" ] || exit 70 ;;
 esac
@@ -80,10 +83,13 @@ impl Factory {
                 grace: Duration::from_millis(300),
                 slots: 1,
                 min_free: Bytes(0),
+                worker_log: Bytes::from_mb(1),
+                tiers: vec![("hot".into(), self.layout.root().to_owned())],
             },
             worker: WorkerCommand::new(program, vec![script]).unwrap(),
             stop: StopHandle::default(),
             signals: false,
+            notify: Notifier::default(),
         }
     }
 

@@ -164,14 +164,16 @@ impl LogReader {
 
     fn drain(&mut self, lines: &mut Vec<String>) -> std::io::Result<()> {
         let Some((file, _)) = self.open.as_mut() else { return Ok(()) };
+        // The supervisor cut it down to its end, and says so in its first line.
         if file.metadata()?.len() < file.stream_position()? {
             file.seek(SeekFrom::Start(0))?;
         }
         file.read_to_end(&mut self.pending)?;
-        while let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.pending.drain(..=end).collect();
-            lines.push(String::from_utf8_lossy(&line[..end]).into_owned());
-        }
+        let Some(end) = self.pending.iter().rposition(|byte| *byte == b'\n') else { return Ok(()) };
+        let rest = self.pending.split_off(end + 1);
+        let whole = std::mem::replace(&mut self.pending, rest);
+        let text = |line: &[u8]| String::from_utf8_lossy(line).into_owned();
+        lines.extend(whole[..end].split(|byte| *byte == b'\n').map(text));
         Ok(())
     }
 }
