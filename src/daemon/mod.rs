@@ -162,6 +162,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn close(&self) {
+        self.tell_state();
         self.floor.options.notify.stopping();
         self.floor.events.tell("line/stopped", None, json!(self.summary));
     }

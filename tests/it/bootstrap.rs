@@ -36,6 +36,7 @@ impl Node {
             .arg(script)
             .args(["--bin".as_ref(), self.bin.as_os_str(), "--prefix".as_ref(), self.prefix().as_os_str()])
             .args(words)
+            .env("PATH", format!("{}:{}", self.dir.path().join("tools").display(), std::env::var("PATH").unwrap()))
             .env_remove("FACTORY_ROOT")
             .output()
             .unwrap();
@@ -119,5 +120,20 @@ fn what_it_cannot_do_is_said_before_anything_is_changed() {
     let (code, said) = node.bootstrap(&[]);
     assert_eq!(code, 3);
     assert!(said.contains("cargo build --release, or --bin DIR"), "{said}");
+    assert!(node.everything().is_empty());
+}
+
+#[test]
+fn a_line_on_a_windows_drive_is_refused_with_the_remedy() {
+    let node = Node::new();
+    // What `stat -f` says of /mnt/c in WSL2.
+    let tools = node.dir.path().join("tools");
+    fs::create_dir(&tools).unwrap();
+    fs::write(tools.join("stat"), "#!/bin/sh\necho v9fs\n").unwrap();
+    fs::set_permissions(tools.join("stat"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let (code, said) = node.bootstrap(&[]);
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains("would lie on v9fs: a Windows drive seen from WSL2"), "{said}");
+    assert!(said.contains("choose a folder of the Linux disk: --root /var/lib/factoryline"), "{said}");
     assert!(node.everything().is_empty());
 }

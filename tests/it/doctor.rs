@@ -113,10 +113,45 @@ fn a_line_after_many_accidents() {
     fs::create_dir_all(ward.layout.work_root().join("orphan/artifact")).unwrap();
     ward.place("line/throughput.jsonl", "{\"outcome\":\"finished\"}\n{\"out\n{\"at\":");
     ward.place("line/.control/pause.json", r#"{"reason": "disk swap"}"#);
-    fs::remove_dir(ward.layout.station(Station::Deferred)).unwrap();
+    // The size of an empty folder is the filesystem's affair.
     let text = ward.told(&["--quiet"]).replace("4.1 kB", "SIZE").replace("0 B", "SIZE");
     insta::assert_snapshot!(text, @r"
+    exit 10
+    note     locks        line/.worker.pid names process 999999999, which holds the line no more
+                          why: it ended without a word; the text is harmless, only the lock counts
+    note     heartbeat    the line is paused: disk swap
+                          fix: foreman resume
+    warning  parts        intake: 1 file without a part: gone.retry.json
+                          why: a part was moved by hand, or a move was cut short
+                          fix: foreman recover
+    note     parts        finished: 1 file without a part: taken.result.json
+                          fix: remove what nobody needs
+    warning  quarantine   quarantine/twin.alloy.json: linked into assembly
+                          why: two different files claimed one place; neither was lost
+                          fix: compare it with the part of its name, then enqueue it under another name or remove it
+    warning  work         work/orphan: SIZE, and no part of this name on the line
+                          why: nothing removes it; it may hold the artifact of a part that was taken away
+                          fix: keep what you need, then rm -r ROOT/work/orphan
+    note     logs         line/throughput.jsonl: 1 line cannot be read
+                          why: a crash tore them; readers skip them
+    note     logs         line/throughput.jsonl: its last line is torn (6 bytes)
+                          why: a crash cut it short; the next writer mends it
+    ");
+    fs::remove_dir(ward.layout.station(Station::Deferred)).unwrap();
+    let (code, text) = ward.foreman(&["doctor", "--only", "permissions,parts,work", "--quiet"]);
+    insta::assert_snapshot!(format!("exit {code}\n{text}"), @r"
     exit 11
+    error    permissions  line/deferred is missing or no folder
+                          why: parts cannot be moved there
+                          fix: foreman init
+    warning  parts        intake: 1 file without a part: gone.retry.json
+                          why: a part was moved by hand, or a move was cut short
+                          fix: foreman recover
+    note     parts        finished: 1 file without a part: taken.result.json
+                          fix: remove what nobody needs
+    error    parts        cannot list ROOT/line/deferred: No such file or directory (os error 2)
+                          fix: foreman init
+    note     work         not looked at: a station cannot be read
     ");
 }
 
@@ -127,6 +162,11 @@ fn a_description_that_cannot_be_read_ends_nothing() {
     let (code, text) = ward.foreman(&["doctor", "--only", "config,tiers,locks"]);
     insta::assert_snapshot!(format!("exit {code}\n{text}"), @r"
     exit 11
+    error    config       ROOT/factory_node.toml:2:1: unknown key `forge.max_retry`
+                          why: the daemon does not start with it
+                          fix: did you mean `forge.max_retries`?
+    ok       tiers        no cold tiers
+    ok       locks        nobody works the line
     ");
     let cold = ward.dir.path().join("cold");
     fs::create_dir(&cold).unwrap();
@@ -141,9 +181,15 @@ fn a_description_that_cannot_be_read_ends_nothing() {
     // Whether the temporary folder is a disk of its own is the machine's affair.
     let text: Vec<&str> =
         text.lines().filter(|line| !line.contains("disk of /") && !line.contains("own disk")).collect();
-    insta::assert_snapshot!(format!("exit {code}\n{}", text.join("\n")), @r"
+    insta::assert_snapshot!(format!("exit {code}\n{}", text.join("\n")), @r#"
     exit 10
-    ");
+    note     config       grid.coordinator "http://c": this version works alone
+    warning  config       sources."smol": /not/there is not there
+                          why: recipes that name it go to rework
+                          fix: mount it, or mend [sources] in factory_node.toml
+    warning  tiers        storage.cold "a": /nowhere is not there (not mounted?)
+                          fix: mount it, or mend [[storage.cold]] in factory_node.toml
+    "#);
 }
 
 #[test]

@@ -149,7 +149,8 @@ fn the_figures_of_a_line_are_true_and_hold_to_the_format() {
     let any = |start: &str| ended.iter().any(|(name, value)| name.starts_with(start) && *value > 0.0);
     assert!(any("factoryline_storage_free_bytes{tier=\"hot\",") && any("factoryline_build_info{version="));
     assert!(any("factoryline_heartbeat_timestamp_seconds") && any("factoryline_supervisor_resident_memory_bytes"));
-    assert!(fs::read_dir(factory.layout.line()).unwrap().all(|e| !e.unwrap().path().ends_with(".tmp")));
+    let left = crate::factory::names(&factory.layout.line());
+    assert!(left.iter().all(|name| !name.starts_with(".metrics")), "{left:?}");
 
     // While a part is built, its progress is there.
     factory.drop_recipe("hung.alloy.json", "hang", 0);
@@ -208,4 +209,28 @@ fn a_worker_that_shouts_does_not_fill_the_disk() {
     let text = fs::read_to_string(&log).unwrap();
     assert!(text.len() < 1_000_000 && text.starts_with("--- the supervisor removed "), "{} bytes", text.len());
     assert!(text.ends_with("the last word\n"));
+}
+
+#[test]
+fn the_daemon_reports_into_a_file_with_times() {
+    let factory = Factory::new();
+    factory.drop_recipe("x.alloy.json", "ok", 0);
+    let log = factory.layout.root().join("factoryd.log");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_factoryd"));
+    command.arg("--root").arg(factory.layout.root()).arg("--drain").arg("--log").arg(&log);
+    for word in factory.worker_words() {
+        command.args(["--worker", &word]);
+    }
+    let output = command.env_remove("NOTIFY_SOCKET").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), said.as_str()), (Some(0), ""));
+    let text = fs::read_to_string(&log).unwrap();
+    let lines: Vec<(&str, &str)> = text.lines().map(|line| line.split_once(' ').unwrap()).collect();
+    assert!(lines.iter().all(|(at, _)| factoryline::line::stamp::parse(at).is_some()), "{text}");
+    assert_eq!(lines[0].1, "line open, 1 waiting");
+    assert!(lines.last().unwrap().1.starts_with("stopped: 1 finished"), "{text}");
+    // What ends it at once is in the file too.
+    fs::write(factory.layout.node_file(), "[forge]\nmax_retry = 1\n").unwrap();
+    assert_eq!(command.output().unwrap().status.code(), Some(69));
+    assert!(fs::read_to_string(&log).unwrap().contains("error: "), "the fault is in the log");
 }

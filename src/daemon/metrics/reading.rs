@@ -124,7 +124,9 @@ fn parts(page: &mut Page, counts: &Counts, look: &Look, now: DateTime<Utc>) {
     page.gauge("factoryline_queue_length", "Parts that wait and can be built.").is(counts.queued as f64);
     page.gauge("factoryline_queue_oldest_age_seconds", "How long the oldest of them has waited.").is(age);
     let Summary { finished, rework, retried, recovered, returned } = &counts.summary;
-    let mut count = |name, help, value: &u32| drop(page.counter(name, help).is(f64::from(*value)));
+    let mut count = |name, help, value: &u32| {
+        page.counter(name, help).is(f64::from(*value));
+    };
     count("factoryline_parts_finished_total", "Parts shipped since the supervisor started.", finished);
     count("factoryline_parts_rework_total", "Parts sent to rework since the supervisor started.", rework);
     count("factoryline_parts_retried_total", "Attempts that ended in a retry.", retried);

@@ -76,6 +76,9 @@ fn stations_apart(patient: &Patient) -> Vec<Finding> {
         .collect()
 }
 
+/// Tries in a folder whether a promise is kept.
+type Promise = fn(&Path) -> io::Result<bool>;
+
 /// Tries the promises in `line/.tmp`.
 fn probe(patient: &Patient) -> Vec<Finding> {
     let scratch = patient.layout.scratch();
@@ -85,7 +88,7 @@ fn probe(patient: &Patient) -> Vec<Finding> {
         return Vec::new();
     }
     let mut found = Vec::new();
-    let promises: [(&str, fn(&Path) -> io::Result<bool>); 3] = [
+    let promises: [(&str, Promise); 3] = [
         ("a rename that replaces nothing", keeps_what_is_there),
         ("a lock that only one may hold (flock)", locks),
         ("the sync of a directory", |dir| File::open(dir)?.sync_all().map(|()| true)),
