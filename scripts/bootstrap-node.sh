@@ -10,6 +10,8 @@
 #
 # Exit code: 0 done, 1 a step failed, 2 wrong usage, 3 the machine will not do (the message says why), else that of
 # `foreman doctor` when it found an error.
+# Functions that `step` calls look unreachable to shellcheck.
+# shellcheck disable=SC2317
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -19,6 +21,8 @@ user=factory
 prefix=
 dry_run=false
 changes=0
+upgraded=false
+ending=0
 
 usage() { sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
@@ -154,6 +158,7 @@ binary() {
   local from=$bin_from/$1 to=$bin_dir/$1
   if ! cmp -s "$from" "$to"; then
     step "install $to" replace "$from" "$to"
+    upgraded=true
   fi
   $dry_run || cmp -s "$from" "$to" || { say "$to is not what was installed" >&2; exit 1; }
 }
@@ -201,14 +206,17 @@ make_service() {
       config "$unit_dir/factoryd.service"
   fi
   if has_systemd; then
-    local before=$changes
-    systemctl is-enabled --quiet factoryd 2> /dev/null || step "enable the service" systemctl enable factoryd
-    systemctl is-active --quiet factoryd 2> /dev/null || {
+    if [ "$(systemctl show -p NeedDaemonReload --value factoryd 2> /dev/null)" = yes ]; then
       step "read the service files anew" systemctl daemon-reload
+    fi
+    systemctl is-enabled --quiet factoryd 2> /dev/null || step "enable the service" systemctl enable factoryd
+    if ! systemctl is-active --quiet factoryd 2> /dev/null; then
       step "start the service" systemctl start factoryd
       $dry_run || systemctl is-active --quiet factoryd || { say "factoryd does not run: journalctl -u factoryd" >&2; exit 1; }
-    }
-    [ "$before" != "$changes" ] || say "the service runs; after an upgrade: systemctl restart factoryd"
+    elif $upgraded; then
+      # Not done here: it gives back a part that may be hours old.
+      say "the service still runs the version before: systemctl restart factoryd, when it suits"
+    fi
     return
   fi
   # Without systemd the daemon reports into a file.
@@ -239,7 +247,7 @@ examine() {
   local code=0
   as_user "$bin_dir/foreman" doctor --quiet --root "$line_root" || code=$?
   # 10: warnings, which are for a person to weigh.
-  if [ "$code" != 0 ] && [ "$code" != 10 ]; then exit "$code"; fi
+  if [ "$code" != 0 ] && [ "$code" != 10 ]; then ending=$code; fi
 }
 
 check_machine
@@ -257,3 +265,4 @@ elif [ "$changes" = 0 ]; then
 else
   say "done: $changes steps; next: $bin_dir/foreman status --root $line_root"
 fi
+exit "$ending"

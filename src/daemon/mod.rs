@@ -15,6 +15,7 @@ mod observer;
 mod options;
 mod serve;
 mod settle;
+mod steer;
 mod tell;
 mod worker_log;
 
@@ -31,14 +32,14 @@ use crate::line::claim::Claimed;
 use crate::line::heartbeat::State;
 use crate::line::lock::MovesLock;
 use crate::line::moves::Mover;
-use crate::line::pause::{self, Pause};
+use crate::line::pause::Pause;
 use crate::line::recovery::{self, table};
 use crate::line::{EventLog, HeartbeatWriter, Layout, LineLock, outcome};
 use crate::node::free_bytes;
 use build::Ending;
 use doorbell::{Ring, SignalWatch, Watch};
 use intake::{Admission, Intake, Waiting};
-use metrics::{Counts, Metrics};
+use metrics::Metrics;
 
 pub use journal::Journal;
 pub use notify::Notifier;
@@ -287,18 +288,6 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
-    /// Looks whether the line is paused, and tells of a change.
-    fn heed_pause(&mut self) {
-        let pause = pause::read(&self.floor.layout);
-        if pause == self.paused {
-            return;
-        }
-        let why = pause.as_ref().map(|pause| pause.why().to_owned());
-        self.floor.observer.see(&DaemonEvent::Paused { reason: why.as_deref() });
-        self.floor.heart.update(|beat| beat.paused = why);
-        self.paused = pause;
-    }
-
     fn has_room(&self) -> bool {
         let begun = self.summary.ended() + self.running as u32;
         let wanted = match self.floor.options.mode {
@@ -345,18 +334,6 @@ impl<'a> Supervisor<'a> {
             self.answer(ring);
         }
         self.is_stale |= self.last_scan.elapsed() >= self.floor.options.config.rescan;
-    }
-
-    /// Figures for the metrics page, and a sign of life for the service manager.
-    fn tell_state(&self) {
-        let (queued, oldest) = (self.intake.len(), self.intake.oldest());
-        self.floor.metrics.count(Counts { summary: self.summary.clone(), queued, oldest });
-        let what = match (&self.paused, self.running) {
-            (Some(pause), running) => format!("paused ({}), {running} being built", pause.why()),
-            (None, 0) => "idle".to_owned(),
-            (None, running) => format!("{running} being built"),
-        };
-        self.floor.options.notify.turned(&format!("{what}, {queued} waiting"));
     }
 
     fn patience(&self, failures: u32) -> Duration {

@@ -156,6 +156,17 @@ fn a_line_after_many_accidents() {
 }
 
 #[test]
+fn a_line_without_its_front_door_is_examined_and_no_line_is_not() {
+    let ward = Ward::new();
+    fs::remove_dir(ward.layout.station(Station::Intake)).unwrap();
+    let (code, text) = ward.foreman(&["doctor", "--quiet", "--only", "permissions"]);
+    assert_eq!(code, 11);
+    assert!(text.starts_with("error    permissions  line/intake is missing or no folder\n"), "{text}");
+    fs::remove_dir_all(ward.layout.line()).unwrap();
+    assert_eq!(ward.foreman(&["doctor"]).0, 3);
+}
+
+#[test]
 fn a_description_that_cannot_be_read_ends_nothing() {
     let ward = Ward::new();
     ward.place("factory_node.toml", "[forge]\nmax_retry = 3\n");

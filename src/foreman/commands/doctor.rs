@@ -40,7 +40,11 @@ struct Examination {
 
 impl Verb for Args {
     fn run(&self, desk: &mut Desk) -> Answer {
-        let layout = desk.line()?;
+        // A line that has lost a station is one that needs a doctor.
+        let layout = desk.layout();
+        if !layout.line().is_dir() {
+            desk.line()?;
+        }
         let root = layout.root().display().to_string();
         let mut findings = doctor::examine(&Patient::new(layout, Machine::this()), &self.only);
         let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);

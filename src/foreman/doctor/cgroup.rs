@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use rustix::fs::{Access, access};
+
 use super::machine::text;
 use super::{Check, Finding, Patient};
 use crate::units::Bytes;
@@ -15,7 +17,7 @@ impl Check for CgroupCheck {
 
     fn look(&self, patient: &Patient) -> Vec<Finding> {
         let Some(folder) = own_folder(patient) else {
-            return vec![Finding::ok("no control group of version 2: nothing limits memory but the machine")];
+            return vec![Finding::ok("no control group of version 2 here")];
         };
         // A limit higher up holds as well.
         let top = patient.machine.sys.join("fs/cgroup");
@@ -23,8 +25,12 @@ impl Check for CgroupCheck {
             let path = dir.join("memory.max");
             Some((text(&path)?.trim().parse::<u64>().ok()?, path))
         });
+        let own = match access(&folder, Access::WRITE_OK) {
+            Ok(()) => "workers can be given limits of their own",
+            Err(_) => "it cannot be written: workers share its limits",
+        };
         let Some((limit, path)) = limits.min() else {
-            return vec![Finding::ok("the control group sets no limit on memory")];
+            return vec![Finding::ok(format!("the control group sets no limit on memory; {own}"))];
         };
         let budget = patient.node.as_ref().map_or(Bytes(0), |node| node.forge.memory_budget);
         let what = format!("{} is {}", path.display(), Bytes(limit));
@@ -33,7 +39,7 @@ impl Check for CgroupCheck {
             let fix = "lower forge.memory_budget_gb in factory_node.toml, or raise MemoryMax= of the service";
             return vec![Finding::error(what).why(why).fix(fix)];
         }
-        vec![Finding::ok(format!("{what}, one pass may use {budget}"))]
+        vec![Finding::ok(format!("{what}, one pass may use {budget}; {own}"))]
     }
 }
 

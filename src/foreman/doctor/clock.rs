@@ -10,6 +10,9 @@ pub struct ClockCheck;
 /// Files of other machines may be so much ahead.
 const SLACK: TimeDelta = TimeDelta::seconds(60);
 
+/// Sidecars that the line writes itself: their times are those of this clock.
+const KINDS: [&str; 3] = [".result.json", ".error.json", ".retry.json"];
+
 impl Check for ClockCheck {
     fn name(&self) -> &'static str {
         "clock"
@@ -52,6 +55,14 @@ fn traces(patient: &Patient) -> Vec<(DateTime<Utc>, String)> {
     }
     for station in Station::ALL {
         let parts = shelf::list(layout, station).unwrap_or_default();
+        for part in &parts {
+            let files = part.sidecars.iter().filter(|name| KINDS.iter().any(|kind| name.ends_with(kind)));
+            for file in files {
+                let path = layout.station(station).join(file);
+                let written = std::fs::metadata(path).and_then(|meta| meta.modified()).map(DateTime::<Utc>::from);
+                traces.extend(written.ok().map(|at| (at, format!("{station}/{file}"))));
+            }
+        }
         let newest = parts.into_iter().max_by_key(|part| part.arrived);
         traces.extend(newest.map(|part| (part.arrived, format!("{station}/{}", part.name))));
     }

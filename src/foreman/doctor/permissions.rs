@@ -26,7 +26,7 @@ impl Check for PermissionsCheck {
             let tried = OpenOptions::new().write(true).create_new(true).open(&probe).map(drop);
             if let Err(error) = tried.and_then(|()| fs::remove_file(&probe)) {
                 let what = format!("{short}: a file cannot be made and removed here: {error}");
-                let fix = "chown -R it to the user of the daemon, or remount it for writing";
+                let fix = format!("chown -R USER {} (the daemon's user), or mount it for writing", folder.display());
                 found.push(Finding::error(what).why("parts cannot be moved there").fix(fix));
             }
         }
