@@ -3,7 +3,6 @@
 //! The worker leads a process group of its own and holds the claim lock as its standard input. Its messages become
 //! events, heartbeat and what the observer sees. How it ended is all that leaves; what it made lies in the work folder.
 
-use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -16,6 +15,7 @@ use serde_json::Value;
 use super::Floor;
 use super::limits::{self, Kept};
 use super::tell::Teller;
+use super::worker_log::WorkerLog;
 use crate::line::claim::Claimed;
 use crate::line::record;
 use crate::line::wire::{self, WorkerMessage};
@@ -94,14 +94,15 @@ struct Worker {
     group: Pid,
     heard: Receiver<Heard>,
     kept: Kept,
+    log: WorkerLog,
 }
 
 fn start(floor: &Floor, claimed: &Claimed) -> Result<Worker, String> {
     let work = floor.layout.work(&claimed.part.name);
     let path = work.join("worker.log");
-    let log =
-        OpenOptions::new().create(true).append(true).open(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let chatter = log.try_clone().map_err(|e| e.to_string())?;
+    let log = WorkerLog::open(&path, floor.options.config.worker_log);
+    let log = log.map_err(|e| format!("{}: {e}", path.display()))?;
+    let chatter = log.handle().map_err(|e| e.to_string())?;
     let program = floor.options.worker.path();
     let mut child = Command::new(&program)
         .args(&floor.options.worker.args)
@@ -115,7 +116,7 @@ fn start(floor: &Floor, claimed: &Claimed) -> Result<Worker, String> {
         .arg(claimed.attempt.token.as_str())
         .stdin(claimed.lock.as_stdin().map_err(|e| e.to_string())?)
         .stdout(Stdio::piped())
-        .stderr(log)
+        .stderr(log.handle().map_err(|e| e.to_string())?)
         .process_group(0)
         .spawn()
         .map_err(|e| format!("cannot start {}: {e}", program.display()))?;
@@ -130,7 +131,7 @@ fn start(floor: &Floor, claimed: &Claimed) -> Result<Worker, String> {
         });
     }
     let kept = limits::keep(&floor.options.config.limits, group);
-    Ok(Worker { child, group, heard, kept })
+    Ok(Worker { child, group, heard, kept, log })
 }
 
 /// Passes messages on; anything else a worker prints goes to its log.
@@ -168,6 +169,7 @@ impl Worker {
             }
             if last_look.elapsed() >= TICK {
                 last_look = Instant::now();
+                self.log.keep_within();
                 if let Some(reason) = cancel_reason(floor, claimed) {
                     self.end(floor, teller);
                     return Exit::Cancelled(reason);
@@ -201,6 +203,7 @@ impl Worker {
     /// Hears what is left in the pipe, kills what is left of the group, reaps.
     fn ended(&mut self, teller: &mut Teller) -> Exit {
         self.signal(Signal::KILL);
+        self.log.keep_within();
         let until = Instant::now() + Duration::from_millis(500);
         while let Ok(Heard::Message(message)) = self.heard.recv_timeout(until.saturating_duration_since(Instant::now()))
         {

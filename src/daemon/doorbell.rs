@@ -44,7 +44,7 @@ impl Watch {
             return Watch::Polling(format!("{} is on {kind}, which does not tell of changes", intake.display()));
         }
         let rung = Arc::new(AtomicBool::new(false));
-        match watch(&intake, bell, Arc::clone(&rung)) {
+        match watch(&[&intake, &layout.control()], bell, Arc::clone(&rung)) {
             Ok(watcher) => Watch::Inotify(watcher, rung),
             Err(e) => Watch::Polling(format!("{} cannot be watched: {e}", intake.display())),
         }
@@ -58,7 +58,7 @@ impl Watch {
     }
 }
 
-fn watch(intake: &Path, bell: Sender<Ring>, rung: Arc<AtomicBool>) -> notify::Result<RecommendedWatcher> {
+fn watch(folders: &[&Path], bell: Sender<Ring>, rung: Arc<AtomicBool>) -> notify::Result<RecommendedWatcher> {
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         let worth_a_look = match &event {
             Ok(event) => event.need_rescan() || brings_a_file(event.kind),
@@ -70,13 +70,16 @@ fn watch(intake: &Path, bell: Sender<Ring>, rung: Arc<AtomicBool>) -> notify::Re
             let _ = bell.send(Ring::Intake);
         }
     })?;
-    watcher.watch(intake, RecursiveMode::NonRecursive)?;
+    for folder in folders {
+        watcher.watch(folder, RecursiveMode::NonRecursive)?;
+    }
     Ok(watcher)
 }
 
 fn brings_a_file(kind: EventKind) -> bool {
     match kind {
-        EventKind::Create(_) | EventKind::Any | EventKind::Other => true,
+        // Something that goes is a pause that ends; in intake it costs a look.
+        EventKind::Create(_) | EventKind::Remove(_) | EventKind::Any | EventKind::Other => true,
         EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
         EventKind::Modify(ModifyKind::Name(mode)) => !matches!(mode, RenameMode::From),
         _ => false,

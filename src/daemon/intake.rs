@@ -1,6 +1,6 @@
 //! The waiting parts: what stands in intake, what may be picked up, and in which order.
 //!
-//! Order: priority of the recipe (higher first), then arrival, then name. A file is read once per change of it.
+//! Order: priority (higher first), then arrival, then name, unless an operator said otherwise ([`crate::line::order`]). A file is read once per change of it.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -9,6 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, json};
 
 use crate::fault::Fault;
+use crate::line::order::Turn;
 use crate::line::shelf::{self, PartEntry, Shelf};
 use crate::line::{ErrorRecord, Layout, LineError, Needs, Station, record, stamp};
 use crate::recipe::{self, Finding, RecipeFile};
@@ -22,6 +23,7 @@ pub struct Waiting {
     pub entry: PartEntry,
     pub admission: Admission,
     arrived: DateTime<Utc>,
+    turn: Turn,
     not_before: Option<DateTime<Utc>>,
     /// What was lacking when it was tried last.
     needs: Option<Needs>,
@@ -100,7 +102,7 @@ impl Intake {
             waiting.not_before = waiting.not_before.max(self.held.get(entry.name.base()).copied());
             self.waiting.push(waiting);
         }
-        self.waiting.sort_by_key(Waiting::rank);
+        self.waiting.sort_by(|a, b| a.turn.cmp(&b.turn));
         Ok(self.ignored(layout, shelf, now))
     }
 
@@ -137,6 +139,11 @@ impl Intake {
     /// True when nothing waits, not even for its time or to be written to its end.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.again.is_none()
+    }
+
+    /// When the part that waits longest arrived.
+    pub fn oldest(&self) -> Option<DateTime<Utc>> {
+        self.waiting.iter().map(|w| w.arrived).min()
     }
 
     pub fn holds(&self, base: &str) -> bool {
@@ -191,21 +198,19 @@ impl Waiting {
             (now.inode, now.arrived, now.size) == (self.entry.inode, self.entry.arrived, self.entry.size)
         })
     }
-
-    fn rank(&self) -> (i64, DateTime<Utc>, String) {
-        let priority = match &self.admission {
-            Admission::Good { priority, .. } => *priority,
-            // Out of the way first: it costs nothing.
-            Admission::Refused(_) => i64::MAX,
-        };
-        (priority.saturating_neg(), self.arrived, self.entry.name.file_name())
-    }
 }
 
 fn waiting(layout: &Layout, entry: &PartEntry, admission: Admission) -> Waiting {
     let retry = record::retry(layout, &entry.name).ok().flatten().unwrap_or_default();
+    let arrived = retry.arrived_at.as_deref().and_then(stamp::parse).unwrap_or(entry.arrived);
+    let priority = match &admission {
+        Admission::Good { priority, .. } => *priority,
+        // Out of the way first: it costs nothing.
+        Admission::Refused(_) => i64::MAX,
+    };
     Waiting {
-        arrived: retry.arrived_at.as_deref().and_then(stamp::parse).unwrap_or(entry.arrived),
+        arrived,
+        turn: Turn::of(layout, entry, priority, arrived),
         not_before: retry.not_before.as_deref().and_then(stamp::parse),
         needs: retry.needs,
         since: retry.waiting_since.as_deref().and_then(stamp::parse),

@@ -3,20 +3,28 @@
 use std::io::Write;
 use std::sync::Mutex;
 
+use chrono::Utc;
 use serde_json::{Value, json};
 
 use super::{DaemonEvent, DaemonObserver, Summary};
+use crate::line::stamp;
 use crate::line::wire::WorkerMessage;
 
 /// Writes what it sees: plain lines, or JSON Lines.
 pub struct Journal<W: Write + Send> {
     out: Mutex<W>,
     json: bool,
+    dated: bool,
 }
 
 impl<W: Write + Send> Journal<W> {
     pub fn new(out: W, json: bool) -> Self {
-        Journal { out: Mutex::new(out), json }
+        Journal { out: Mutex::new(out), json, dated: false }
+    }
+
+    /// Every line says when: for files, whose reader has no service manager's clock beside it.
+    pub fn dated(self) -> Self {
+        Journal { dated: true, ..self }
     }
 
     /// The last line: what was done.
@@ -30,10 +38,16 @@ impl<W: Write + Send> Journal<W> {
 
     /// A closed standard error must not stop the line.
     fn line(&self, kind: &str, text: &str, fields: Value) {
-        let line =
-            if self.json { json!({"kind": kind, "message": text, "fields": fields}).to_string() } else { text.into() };
+        let at = if self.dated { stamp::millis(Utc::now()) } else { String::new() };
+        let line = match (self.json, self.dated) {
+            (true, true) => json!({"at": at, "kind": kind, "message": text, "fields": fields}).to_string(),
+            (true, false) => json!({"kind": kind, "message": text, "fields": fields}).to_string(),
+            (false, true) => format!("{at} {text}"),
+            (false, false) => text.to_owned(),
+        };
         let mut out = self.out.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let _ = writeln!(out, "{line}");
+        // One write: a line is never torn by rotation.
+        let _ = out.write_all((line + "\n").as_bytes());
     }
 }
 
@@ -78,6 +92,10 @@ impl<W: Write + Send> DaemonObserver for Journal<W> {
             DaemonEvent::Returned { part } => {
                 self.line("returned", &format!("{part}: back to intake"), json!({"part": part.file_name()}));
             }
+            DaemonEvent::Paused { reason: Some(reason) } => {
+                self.line("paused", &format!("paused, nothing is started: {reason}"), json!({"reason": reason}));
+            }
+            DaemonEvent::Paused { reason: None } => self.line("resumed", "resumed", json!({})),
             DaemonEvent::Trouble(fault) => self.line("trouble", &format!("trouble: {fault}"), json!({})),
             DaemonEvent::Idle => {}
         }

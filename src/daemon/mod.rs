@@ -2,18 +2,23 @@
 //!
 //! Enters: a root folder and settings. Leaves: parts in finished and rework, and a [`Summary`]. It holds no model:
 //! every part is built by a worker process, whose death costs an attempt and nothing else. Threads: this loop, one
-//! per slot, the heartbeat (stops last), signals, a waiter per worker.
+//! per slot, the heartbeat (stops last), metrics, signals, a waiter per worker.
 
 mod build;
 mod doorbell;
 mod intake;
 mod journal;
 mod limits;
+mod log_file;
+mod metrics;
+mod notify;
 mod observer;
 mod options;
 mod serve;
 mod settle;
+mod steer;
 mod tell;
+mod worker_log;
 
 use std::cell::OnceCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,15 +34,18 @@ use crate::line::claim::Claimed;
 use crate::line::heartbeat::State;
 use crate::line::lock::MovesLock;
 use crate::line::moves::Mover;
+use crate::line::pause::Pause;
 use crate::line::recovery::{self, table};
 use crate::line::{ErrorRecord, EventLog, HeartbeatWriter, Layout, LineLock, Needs, outcome};
 use crate::node::{Room, free_bytes};
 use build::Ending;
 use doorbell::{Ring, SignalWatch, Watch};
 use intake::{Admission, Intake, Picking, Waiting};
+use metrics::Metrics;
 
 pub use journal::Journal;
 pub use limits::{ControlGroups, Limits};
+pub use notify::Notifier;
 pub use observer::{DaemonEvent, DaemonObserver, NoObserver};
 pub use options::{DaemonConfig, DaemonOptions, Mode, StopHandle, Summary, WorkerCommand};
 pub use serve::{ServeArgs, serve};
@@ -50,9 +58,12 @@ pub fn run(options: &DaemonOptions, observer: &dyn DaemonObserver) -> Outcome<Su
     let layout = Layout::at(root);
     // Held to the end; the heartbeat is declared after it and so stops before the line is free again.
     let _lock = LineLock::acquire(&layout)?;
-    let heart = HeartbeatWriter::start(&layout, &options.config.host, options.config.heartbeat);
+    let metrics = Metrics::start(&layout, options.config.tiers.clone());
+    let desk = metrics.desk();
+    let (host, interval) = (&*options.config.host, options.config.heartbeat);
+    let heart = HeartbeatWriter::telling(&layout, host, interval, move |beat| desk.beat(beat));
     let events = EventLog::new(&layout, &*options.config.host);
-    let floor = Floor { layout, options, observer, heart, events };
+    let floor = Floor { layout, options, observer, heart, events, metrics };
     let (bell, rings) = mpsc::channel();
     options.stop.connect(bell.clone());
     let _signals = if options.signals { Some(SignalWatch::start(options.stop.clone())?) } else { None };
@@ -68,6 +79,7 @@ pub fn run(options: &DaemonOptions, observer: &dyn DaemonObserver) -> Outcome<Su
         last_scan: Instant::now(),
         scan_took: Duration::ZERO,
         orphans: false,
+        paused: None,
         summary: Summary::default(),
     };
     supervisor.supervise()
@@ -83,6 +95,8 @@ pub(crate) struct Floor<'a> {
     pub observer: &'a dyn DaemonObserver,
     pub heart: HeartbeatWriter,
     pub events: EventLog,
+    /// Dropped after the heartbeat, whose last beat it tells.
+    metrics: Metrics,
 }
 
 /// The loop's own state.
@@ -101,6 +115,8 @@ struct Supervisor<'a> {
     scan_took: Duration,
     /// Assembly holds parts that are not ours: another worker lives, or a settling failed.
     orphans: bool,
+    /// An operator's wish that nothing is started.
+    paused: Option<Pause>,
     summary: Summary,
 }
 
@@ -147,10 +163,13 @@ impl<'a> Supervisor<'a> {
         self.scan()?;
         floor.heart.update(|beat| beat.state = State::Idle);
         floor.observer.see(&DaemonEvent::Ready { waiting: self.intake.len() });
+        floor.options.notify.ready();
         Ok(())
     }
 
     fn close(&self) {
+        self.tell_state();
+        self.floor.options.notify.stopping();
         self.floor.events.tell("line/stopped", None, json!(self.summary));
     }
 
@@ -159,6 +178,7 @@ impl<'a> Supervisor<'a> {
     where
         'a: 's,
     {
+        self.heed_pause();
         if self.orphans {
             self.recover()?;
         }
@@ -307,7 +327,10 @@ impl<'a> Supervisor<'a> {
             Mode::Once => begun == 0,
             Mode::MaxParts(n) => begun < n,
         };
-        wanted && self.running < self.floor.options.config.slots.max(1) && !self.floor.options.stop.is_requested()
+        wanted
+            && self.paused.is_none()
+            && self.running < self.floor.options.config.slots.max(1)
+            && !self.floor.options.stop.is_requested()
     }
 
     /// Asked only while no slot is busy.
@@ -329,7 +352,9 @@ impl<'a> Supervisor<'a> {
 
     /// Until the bell rings, something is due, or it is time for a look anyway.
     fn wait(&mut self, failures: u32) {
-        let patience = self.patience(failures);
+        self.tell_state();
+        let watchdog = self.floor.options.notify.patience().unwrap_or(Duration::MAX);
+        let patience = self.patience(failures).min(watchdog);
         if self.running == 0 && patience > Duration::from_millis(20) {
             self.floor.observer.see(&DaemonEvent::Idle);
         }

@@ -56,6 +56,10 @@ pub enum DaemonEvent<'a> {
     },
     /// The supervisor itself met an obstacle and goes on.
     Trouble(&'a Fault),
+    /// An operator's pause began, for this reason, or ended.
+    Paused {
+        reason: Option<&'a str>,
+    },
     /// Nothing to do but wait.
     Idle,
 }

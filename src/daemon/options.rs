@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::doorbell::Ring;
 use super::limits::{ControlGroups, Limits};
+use super::notify::Notifier;
 use crate::fault::{Fault, FaultClass, Outcome};
 use crate::node::{Node, RetryBudget};
 use crate::units::Bytes;
@@ -57,6 +58,10 @@ pub struct DaemonConfig {
     pub limits: Limits,
     /// A part that does not fit at the moment lets others pass for this long.
     pub patience: Duration,
+    /// A worker's log that is longer is cut down to its end.
+    pub worker_log: Bytes,
+    /// Names and paths of the disks whose free space the metrics tell.
+    pub tiers: Vec<(String, PathBuf)>,
 }
 
 /// How often, and how soon, a part is tried again.
@@ -104,6 +109,8 @@ impl DaemonConfig {
                 memory: Some(node.forge.worker_memory),
                 control_groups: ControlGroups::default(),
             },
+            worker_log: node.forge.worker_log,
+            tiers: node.tiers(),
         }
     }
 
@@ -132,6 +139,8 @@ pub struct DaemonOptions {
     pub stop: StopHandle,
     /// Turn SIGTERM, SIGINT and SIGHUP into a stop; a second one kills the worker at once.
     pub signals: bool,
+    /// Whom to tell that the line is open and that the loop turns.
+    pub notify: Notifier,
 }
 
 impl DaemonOptions {
@@ -144,6 +153,7 @@ impl DaemonOptions {
             worker: WorkerCommand::this_executable()?,
             stop: StopHandle::default(),
             signals: true,
+            notify: Notifier::default(),
         })
     }
 }

@@ -3,10 +3,12 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
 
 use clap::Args;
 
-use super::{DaemonOptions, Journal, Mode, WorkerCommand, run};
+use super::log_file::LogFile;
+use super::{DaemonOptions, Journal, Mode, Notifier, WorkerCommand, run};
 use crate::fault::{Fault, Outcome};
 use crate::line::{Layout, LineLock};
 use crate::node::Node;
@@ -29,6 +31,9 @@ pub struct ServeArgs {
     /// Report as JSON Lines
     #[arg(long)]
     json: bool,
+    /// Report into this file instead of standard error; it is rotated at 16 MB, four older ones are kept
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
     /// Another program to build parts with, word by word; it gets the arguments of the hidden `worker` command
     #[arg(long, value_name = "WORD", hide = true)]
     worker: Vec<String>,
@@ -37,13 +42,40 @@ pub struct ServeArgs {
 /// Works the line as asked and maps the end to an exit code: 0 done or stopped, 8 another supervisor holds the line,
 /// else the exit status of the fault's class.
 pub fn serve(args: &ServeArgs) -> ExitCode {
-    match supervise(args) {
+    let mut out = match args.log.as_deref().map(|path| (path, LogFile::open(path))) {
+        None => Out::Stderr,
+        Some((_, Ok(file))) => Out::File(Arc::new(Mutex::new(file))),
+        Some((path, Err(error))) => {
+            let fault = Fault::resource(format!("cannot write the log {}", path.display())).caused_by(error);
+            return report(&mut Out::Stderr, &args.root, &fault);
+        }
+    };
+    match supervise(args, out.clone()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(fault) => report(&args.root, &fault),
+        Err(fault) => report(&mut out, &args.root, &fault),
     }
 }
 
-fn supervise(args: &ServeArgs) -> Outcome<()> {
+/// Where the daemon reports to.
+#[derive(Clone)]
+enum Out {
+    Stderr,
+    File(Arc<Mutex<LogFile>>),
+}
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Out::Stderr => std::io::stderr().write(bytes),
+            Out::File(file) => file.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).write(bytes),
+        }
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn supervise(args: &ServeArgs, out: Out) -> Outcome<()> {
     let mode = match args {
         ServeArgs { once: true, .. } => Mode::Once,
         ServeArgs { drain: true, .. } => Mode::Drain,
@@ -59,16 +91,19 @@ fn supervise(args: &ServeArgs) -> Outcome<()> {
     if let [program, rest @ ..] = &args.worker[..] {
         options.worker = WorkerCommand::new(program, rest.to_vec())?;
     }
-    let journal = Journal::new(std::io::stderr(), args.json);
+    options.notify = Notifier::from_env();
+    let journal = match out {
+        Out::Stderr => Journal::new(out, args.json),
+        Out::File(_) => Journal::new(out, args.json).dated(),
+    };
     journal.end(&run(&options, &journal)?);
     Ok(())
 }
 
-fn report(root: &Path, fault: &Fault) -> ExitCode {
-    let mut err = std::io::stderr().lock();
+fn report(out: &mut Out, root: &Path, fault: &Fault) -> ExitCode {
     let hint = fault.hint.as_ref().map_or(String::new(), |hint| format!("\n\nhint: {hint}"));
     // Nobody listening is no reason to end otherwise.
-    let _ = writeln!(err, "error: {fault}{hint}");
+    let _ = out.write_all(format!("error: {fault}{hint}\n").as_bytes());
     match LineLock::is_held(&Layout::at(root)) {
         true => ExitCode::from(8),
         false => ExitCode::from(fault.class.exit_status()),

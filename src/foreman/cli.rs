@@ -17,7 +17,7 @@ use crate::worker::{self, WorkerArgs};
 #[command(
     name = "foreman",
     version,
-    after_help = "Without a command: status.\n\nExample:\n  foreman demo\n  foreman enqueue my.alloy.json && foreman run --drain\n\nExit codes: 0 ok, 1 unexpected, 2 usage, 3 not found, 4 nothing matched, 5 part failed,\n6 timed out, 7 node not running, 8 lock held, 9 refused. See docs/OPERATOR.md."
+    after_help = "Without a command: status.\n\nExample:\n  foreman demo\n  foreman enqueue my.alloy.json && foreman run --drain\n\nExit codes: 0 ok, 1 unexpected, 2 usage, 3 not found, 4 nothing matched, 5 part failed,\n6 timed out, 7 node not running, 8 lock held, 9 refused,\n10 and 11 what doctor found. See docs/OPERATOR.md."
 )]
 struct Cli {
     /// Folder of the line [default: the current folder if it is a line, else .factory]

@@ -32,6 +32,10 @@ pub enum ExitKind {
     LockHeld,
     /// It would lose data, or admission would refuse it.
     Refused,
+    /// `foreman doctor` found something that will become trouble.
+    DoctorWarnings,
+    /// `foreman doctor` found something that is trouble.
+    DoctorErrors,
 }
 
 impl ExitKind {
@@ -47,6 +51,8 @@ impl ExitKind {
             ExitKind::NotRunning => 7,
             ExitKind::LockHeld => 8,
             ExitKind::Refused => 9,
+            ExitKind::DoctorWarnings => 10,
+            ExitKind::DoctorErrors => 11,
         }
     }
 }

@@ -9,6 +9,7 @@ mod catalog;
 mod cli;
 mod commands;
 mod desk;
+mod doctor;
 pub mod exit;
 mod printer;
 mod progress;

@@ -190,6 +190,8 @@ impl DaemonObserver for LineProgress {
             }
             DaemonEvent::Waits { part, reason } => self.say(&format!("{part}  waits: {reason}")),
             DaemonEvent::Returned { part } => self.say(&format!("{part}  back to intake")),
+            DaemonEvent::Paused { reason: Some(reason) } => self.say(&format!("paused, nothing is started: {reason}")),
+            DaemonEvent::Paused { reason: None } => self.say("resumed"),
             DaemonEvent::Trouble(fault) => self.say(&format!("trouble: {}", fault.one_line())),
             DaemonEvent::Idle => {}
         }

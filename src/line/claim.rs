@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::moves::Mover;
 use super::shelf::{self, PartEntry};
-use super::{Layout, LineError, PartName, ProcessIdentity, Station, identity, lock, record, stamp};
+use super::{Layout, LineError, PartName, ProcessIdentity, Station, identity, lock, order, record, stamp};
 
 /// Names one attempt at one part: 128 random bits in hex.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -202,8 +202,10 @@ impl Claimed {
             Err(error) if error.is_missing() => return Ok(None),
             Err(error) => return Err(error),
         }
-        let retry = layout.station(Station::Assembly).join(format!("{}.retry.json", name.base()));
-        mover.remove(&retry)?;
+        // What was said of its waiting ends with it.
+        for said in [format!("{}.retry.json", name.base()), order::file_of(&name)] {
+            mover.remove(&layout.station(Station::Assembly).join(said))?;
+        }
         let part = shelf::list(layout, Station::Assembly)?.into_iter().find(|p| p.name == name);
         Ok(part.map(|part| Claimed { part, attempt, lock }))
     }

@@ -5,7 +5,7 @@
 //! readers; `seq` grows by one per line, also across rotation and across processes.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -15,7 +15,7 @@ use fs2::FileExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Layout, LineError, lock, stamp};
+use super::{Layout, LineError, jsonl, lock, stamp};
 
 /// Size at which the stream is rotated to `.events.jsonl.1` (the newest), `.2`, …
 const ROTATE_AT: u64 = 16_000_000;
@@ -103,19 +103,17 @@ impl Tail {
     /// Opens the stream for appending: cuts a torn last line off and finds the last sequence number.
     fn open(path: &Path) -> io::Result<Tail> {
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
-        let mut len = file.metadata()?.len();
-        let end = last_lines(&mut file, len)?;
-        let complete = end.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-        if complete < end.len() {
-            len -= (end.len() - complete) as u64;
+        let len = jsonl::whole_length(&mut file)?;
+        if len < file.metadata()?.len() {
             file.set_len(len)?;
         }
-        let mut seq = last_seq(&end[..complete]);
-        if seq.is_none() {
-            let mut older = File::open(rotated(path, 1));
-            if let Ok(older) = older.as_mut() {
-                let len = older.metadata()?.len();
-                seq = last_seq(&last_lines(older, len)?);
+        let mut seq = jsonl::last(&mut file, parse)?.map(|event| event.seq);
+        // A fresh file goes on where the newest rotated one ended that holds an event.
+        for n in 1..=KEEP {
+            if seq.is_none()
+                && let Ok(mut older) = File::open(rotated(path, n))
+            {
+                seq = jsonl::last(&mut older, parse)?.map(|event| event.seq);
             }
         }
         Ok(Tail { inode: file.metadata()?.ino(), file, len, seq: seq.unwrap_or(0) })
@@ -141,21 +139,15 @@ impl Tail {
     }
 }
 
-/// Up to the last 256 kB of a file.
-fn last_lines(file: &mut File, len: u64) -> io::Result<Vec<u8>> {
-    file.seek(SeekFrom::Start(len.saturating_sub(262_144)))?;
-    let mut end = Vec::new();
-    file.read_to_end(&mut end)?;
-    Ok(end)
-}
-
-fn last_seq(lines: &[u8]) -> Option<u64> {
-    lines.split(|b| *b == b'\n').rev().find_map(|line| parse(line).map(|event| event.seq))
+/// The newest event of the stream as it stands; `None` when there is none, or none can be read.
+pub fn last(layout: &Layout) -> Option<Event> {
+    let mut file = File::open(layout.events()).ok()?;
+    jsonl::last(&mut file, parse).ok().flatten()
 }
 
 /// Reads one line of the stream; `None` for a malformed or torn one.
 pub fn parse(line: &[u8]) -> Option<Event> {
-    serde_json::from_slice::<Event>(line).ok().filter(|event| !event.kind.is_empty())
+    serde_json::from_slice::<Event>(jsonl::trimmed(line)).ok().filter(|event| !event.kind.is_empty())
 }
 
 pub(crate) fn rotated(path: &Path, n: u32) -> PathBuf {

@@ -100,7 +100,11 @@ impl Follower {
 
     fn drain(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
         let Some((file, _)) = self.open.as_mut() else { return Ok(()) };
-        let start = file.stream_position()?;
+        let mut start = file.stream_position()?;
+        // Somebody emptied the file: what is in it now is new.
+        if file.metadata()?.len() < start {
+            start = file.seek(SeekFrom::Start(0))?;
+        }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         // Only whole lines count as read: a torn one may be cut off and replaced by the next writer.
@@ -113,7 +117,7 @@ impl Follower {
 }
 
 /// The files of the stream that exist, oldest first.
-fn chain(path: &Path) -> Vec<PathBuf> {
+pub(crate) fn chain(path: &Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = (1..=KEEP).rev().map(|n| rotated(path, n)).collect();
     files.push(path.to_owned());
     files.retain(|file| file.exists());
@@ -154,6 +158,37 @@ mod tests {
         seen.extend(follower.poll().unwrap());
         assert_eq!(seqs(&seen), (1..=13).collect::<Vec<_>>());
         assert!(rotated(&layout.events(), 1).exists());
+    }
+
+    #[test]
+    fn damage_costs_the_damaged_lines_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::init(root.path()).unwrap();
+        let log = EventLog::new(&layout, "here");
+        let mut follower = Follower::from(&layout, Since::Start);
+        let big = "x".repeat(3_000_000);
+        log.append("line/test", None, json!({"big": big})).unwrap();
+        let append = |bytes: &[u8]| {
+            let mut file = fs::OpenOptions::new().append(true).open(layout.events()).unwrap();
+            file.write_all(bytes).unwrap();
+        };
+        // A torn line in the middle, bytes that are no text, and zeros where a power cut took the data.
+        append(b"{\"kind\":\"line/te\n\xff\xfe{\"kind\":\"x\"}\n{\"kind\":\"\xff\"}\n");
+        append(&vec![0; 600_000]);
+        assert_eq!(seqs(&follower.poll().unwrap()), [1]);
+        let another = EventLog::new(&layout, "there");
+        assert_eq!(another.append("line/test", None, json!({})).unwrap().seq, 2);
+        assert_eq!(seqs(&follower.poll().unwrap()), [2]);
+        // Zeros that another writer did not cut off stand before the next event.
+        append(&[0; 5000]);
+        append(b"{\"kind\":\"line/test\",\"seq\":3}\n");
+        assert_eq!(seqs(&follower.poll().unwrap()), [3]);
+        assert_eq!(seqs(&read(&layout, &Since::Start).unwrap()), [1, 2, 3]);
+        assert_eq!(crate::line::events::last(&layout).unwrap().seq, 3);
+        // An operator emptied the stream: it starts again, and the follower with it.
+        fs::write(layout.events(), "").unwrap();
+        another.append("line/test", None, json!({})).unwrap();
+        assert_eq!(follower.poll().unwrap().len(), 1);
     }
 
     #[test]

@@ -44,6 +44,9 @@ pub struct Heartbeat {
     pub beat_at_uptime_s: f64,
     /// Seconds between beats when nothing changes.
     pub interval_s: f64,
+    /// Why the line is paused; absent when it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<String>,
     /// Of the stage, 0 to 100.
@@ -87,6 +90,7 @@ impl Heartbeat {
             host: std::mem::take(&mut self.host),
             seq: self.seq,
             interval_s: self.interval_s,
+            paused: self.paused.take(),
             ..Heartbeat::default()
         };
     }
@@ -144,6 +148,16 @@ const BREATH: Duration = Duration::from_millis(100);
 impl HeartbeatWriter {
     /// Starts the thread; the first beat says `starting`.
     pub fn start(layout: &Layout, host: &str, interval: Duration) -> Self {
+        Self::telling(layout, host, interval, |_| {})
+    }
+
+    /// As [`HeartbeatWriter::start`]; `tell` is called with every beat that was written and must return at once.
+    pub fn telling(
+        layout: &Layout,
+        host: &str,
+        interval: Duration,
+        tell: impl Fn(&Heartbeat) + Send + 'static,
+    ) -> Self {
         let beat = Heartbeat {
             process: ProcessIdentity::current(),
             state: State::Starting,
@@ -154,7 +168,8 @@ impl HeartbeatWriter {
         let pulse = Mutex::new(Pulse { beat, dirty: true, stop: false });
         let shared = Arc::new(Shared { pulse, changed: Condvar::new(), path: layout.heartbeat() });
         let theirs = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(move || theirs.run(interval)).ok();
+        let thread =
+            std::thread::Builder::new().name("heartbeat".into()).spawn(move || theirs.run(interval, &tell)).ok();
         HeartbeatWriter { shared, thread }
     }
 
@@ -186,7 +201,7 @@ impl Shared {
         self.pulse.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn run(&self, interval: Duration) {
+    fn run(&self, interval: Duration, tell: &dyn Fn(&Heartbeat)) {
         loop {
             let mut pulse = self.lock();
             if !pulse.dirty && !pulse.stop {
@@ -201,6 +216,7 @@ impl Shared {
             drop(pulse);
             // A heartbeat that cannot be written is missing, which is what it then should be.
             let _ = self.write(&beat);
+            tell(&beat);
             if stop {
                 return;
             }

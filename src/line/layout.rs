@@ -134,6 +134,10 @@ impl Layout {
     pub fn throughput(&self) -> PathBuf {
         self.line().join("throughput.jsonl")
     }
+    /// What the line tells a collector of metrics.
+    pub fn metrics(&self) -> PathBuf {
+        self.line().join("metrics.prom")
+    }
     pub fn events(&self) -> PathBuf {
         self.line().join(".events.jsonl")
     }
@@ -146,6 +150,10 @@ impl Layout {
     /// The work folder of a part, shared by all attempts: the retry counter is not in its name.
     pub fn work(&self, part: &super::PartName) -> PathBuf {
         self.work_root().join(part.base())
+    }
+    /// While this file is there nothing is started.
+    pub fn pause_request(&self) -> PathBuf {
+        self.control().join("pause.json")
     }
     /// The request file that asks for `base` to be cancelled.
     pub fn cancel_request(&self, base: &str) -> PathBuf {

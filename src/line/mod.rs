@@ -8,6 +8,7 @@
 //! - [`shelf`]: what stands in a station, read without any lock and with the daemon down.
 //! - [`disk`], [`moves`]: durable publishes and moves, with a seam for fault injection.
 //! - [`verbs`]: what an operator may ask for (enqueue, retry, defer, cancel, recover).
+//! - [`pause`], [`order`]: what an operator may say of the whole line, and of who comes first.
 //! - [`recovery`]: the table of legal file combinations, as a function from row to action.
 //! - [`attempts`]: how earlier attempts at a part ended.
 //! - [`claim`]: attempt tokens and the lock a worker inherits. [`lock`]: one supervisor per line.
@@ -22,11 +23,14 @@ pub mod events;
 pub mod follow;
 pub mod heartbeat;
 pub mod identity;
+mod jsonl;
 mod layout;
 pub mod lock;
 pub mod moves;
 mod name;
+pub mod order;
 pub mod outcome;
+pub mod pause;
 pub mod record;
 pub mod recovery;
 pub mod shelf;
@@ -47,4 +51,4 @@ pub use record::{ErrorRecord, Needs, ResultRecord};
 pub use shelf::PartEntry;
 
 /// The version of the protocol this build speaks.
-pub const PROTOCOL_VERSION: &str = "1.0";
+pub const PROTOCOL_VERSION: &str = "1.1";

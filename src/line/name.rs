@@ -10,10 +10,11 @@ use std::fmt;
 
 use super::Station;
 
-/// Last words before a plain `.json` that make a file a sidecar. A closed list in protocol version 1.
+/// Last words before a plain `.json` that make a file a sidecar. A closed list in protocol version 1.1.
 pub const SIDECAR_WORDS: &[&str] = &[
     "cancel", "card", "claim", "config", "delivery", "error", "eval", "fault", "frontier", "index", "log", "manifest",
-    "metadata", "metrics", "plan", "profile", "proof", "reason", "report", "result", "results", "retry", "samples",
+    "metadata", "metrics", "order", "plan", "profile", "proof", "reason", "report", "result", "results", "retry",
+    "samples",
 ];
 
 /// Longest base name in bytes, so that every sidecar and temp name stays below 255.
@@ -211,9 +212,15 @@ mod tests {
 
     #[test]
     fn sidecars_are_never_parts() {
-        for name in
-            ["x.result.json", "x.error.json", "x.error.2.json", "x.alloy.result.json", "x.x-notes.json", "x.log"]
-        {
+        for name in [
+            "x.result.json",
+            "x.error.json",
+            "x.error.2.json",
+            "x.alloy.result.json",
+            "x.x-notes.json",
+            "x.order.json",
+            "x.log",
+        ] {
             assert_eq!(intake(name), Entry::Sidecar(name.into()));
         }
         assert_eq!(Entry::classify(OsStr::new("x.json"), Station::Finished), Entry::Sidecar("x.json".into()));

@@ -7,7 +7,7 @@ use chrono::Utc;
 use fs2::FileExt;
 use serde_json::{Map, Value};
 
-use super::{Layout, LineError, stamp};
+use super::{Layout, LineError, jsonl, stamp};
 
 /// Appends one line: `at`, `outcome`, then the fields of `payload` (a JSON object). Durable on return.
 pub fn append(layout: &Layout, outcome: &str, payload: Value) -> Result<(), LineError> {
@@ -39,15 +39,16 @@ pub fn append(layout: &Layout, outcome: &str, payload: Value) -> Result<(), Line
     write().map_err(LineError::io("append to", &path))
 }
 
-/// The last `n` whole lines, oldest first. Malformed lines are skipped.
+/// The last `n` lines, oldest first. Malformed lines are skipped; bytes that are no text show as such.
 pub fn tail(layout: &Layout, n: usize) -> Result<Vec<Map<String, Value>>, LineError> {
     let path = layout.throughput();
-    let text = match std::fs::read(&path) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(e) => return Err(LineError::io("read", &path)(e)),
     };
-    let mut lines: Vec<_> = text.lines().rev().filter_map(|l| serde_json::from_str(l).ok()).take(n).collect();
+    let read = |line: &[u8]| serde_json::from_str(&String::from_utf8_lossy(jsonl::trimmed(line))).ok();
+    let mut lines: Vec<_> = bytes.split(|byte| *byte == b'\n').rev().filter_map(read).take(n).collect();
     lines.reverse();
     Ok(lines)
 }
@@ -68,5 +69,22 @@ mod tests {
         let outcomes: Vec<_> = tail(&layout, 9).unwrap().iter().map(|l| l["outcome"].clone()).collect();
         assert_eq!(outcomes, ["finished", "rework"]);
         assert_eq!(tail(&layout, 1).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn zeros_foreign_bytes_and_long_lines_cost_only_themselves() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::init(root.path()).unwrap();
+        let damage = |bytes: &[u8]| {
+            let mut file = OpenOptions::new().append(true).create(true).open(layout.throughput()).unwrap();
+            file.write_all(bytes).unwrap();
+        };
+        append(&layout, "finished", json!({"alloy": "a", "note": "x".repeat(2_000_000)})).unwrap();
+        damage(&vec![0; 300_000]);
+        append(&layout, "rework", json!({"alloy": "b"})).unwrap();
+        damage(b"{\"outcome\": \"o\xffd\"}\n\0\0\0{\"outcome\":\"late\"}\n{\"outcome\"");
+        let outcomes: Vec<String> =
+            tail(&layout, 9).unwrap().iter().map(|l| l["outcome"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(outcomes, ["finished", "rework", "o\u{fffd}d", "late"]);
     }
 }

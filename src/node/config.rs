@@ -188,6 +188,8 @@ pub struct Forge {
     pub io_priority: IoPriority,
     pub device: DeviceChoice,
     pub threads: usize,
+    /// Longest log of one attempt: a longer one is cut down to its end.
+    pub worker_log: Bytes,
 }
 
 fn as_seconds<S: serde::Serializer>(duration: &Duration, s: S) -> Result<S::Ok, S::Error> {
@@ -228,6 +230,7 @@ pub(super) struct NodeFile {
     pub retry: BTreeMap<FaultClass, RetryBudget>,
     pub device: DeviceChoice,
     pub threads: Option<u64>,
+    pub worker_log: Option<Bytes>,
     pub coordinator: Option<String>,
     pub heartbeat_interval: Option<Duration>,
     pub protocol: Option<String>,
@@ -347,6 +350,7 @@ impl NodeFile {
             }
         }
         self.threads = forge.whole("threads", 0..=4096)?.filter(|&threads| threads > 0);
+        self.worker_log = forge.whole("worker_log_mb", 1..=1_000_000)?.map(Bytes::from_mb);
         forge.finish()
     }
 

@@ -54,6 +54,13 @@ pub(super) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |threads| threads.get())
 }
 
+/// How many GPUs the NVIDIA driver has, and its version; why it does not answer otherwise.
+pub fn gpu_driver() -> Result<(usize, String), String> {
+    let nvml = nvml_wrapper::Nvml::init().map_err(|error| error.to_string())?;
+    let count = nvml.device_count().map_err(|error| error.to_string())?;
+    Ok((count as usize, nvml.sys_driver_version().unwrap_or_else(|_| "unknown".into())))
+}
+
 /// GPUs by NVML. A machine without the driver simply has none.
 pub(super) fn gpus() -> Vec<Gpu> {
     let Ok(nvml) = nvml_wrapper::Nvml::init() else { return Vec::new() };

@@ -22,7 +22,7 @@ use serde::Serialize;
 pub use config::{
     ColdPurpose, ColdTier, DeviceChoice, Forge, Grid, HotTier, IoPriority, NetworkKind, NetworkTier, RetryBudget, Role,
 };
-pub use detect::Gpu;
+pub use detect::{Gpu, gpu_driver};
 pub use error::{NodeError, Place};
 pub use filesystem::{Concern, FilesystemKind, free_bytes};
 pub use reader::nearest;
@@ -81,6 +81,17 @@ impl Node {
         }
     }
 
+    /// What the machine says of itself, whatever stands in a file.
+    pub fn detected() -> Result<Node, NodeError> {
+        Self::described(config::NodeFile::default(), None)
+    }
+
+    /// Names and paths of the disks that the file describes; `hot` is the one the line works on.
+    pub fn tiers(&self) -> Vec<(String, PathBuf)> {
+        let hot = self.hot.path.as_ref().map(|path| ("hot".to_owned(), path.clone()));
+        hot.into_iter().chain(self.cold.iter().map(|tier| (tier.name.clone(), tier.path.clone()))).collect()
+    }
+
     fn described(said: config::NodeFile, file: Option<PathBuf>) -> Result<Node, NodeError> {
         let mut notes = Vec::new();
         let ram = match (detect::memory(), said.memory_budget) {
@@ -125,6 +136,7 @@ impl Node {
                 io_priority: said.io_priority.unwrap_or_default(),
                 device: said.device,
                 threads: said.threads.map_or_else(detect::threads, |threads| threads as usize),
+                worker_log: said.worker_log.unwrap_or(Bytes::from_mb(64)),
             },
             retry: said.retry,
             grid: Grid {

@@ -58,6 +58,7 @@ fn every_key_arrives_in_its_type() {
         memory_budget_gb = 0.5
         device = "cuda:1"
         threads = 2
+        worker_log_mb = 3
         [grid]
         heartbeat_interval_seconds = 10
         [protocol]
@@ -74,6 +75,7 @@ fn every_key_arrives_in_its_type() {
     assert_eq!(node.network[0].kind, NetworkKind::Hf);
     assert_eq!(node.forge.retry_backoff, Duration::from_millis(500));
     assert_eq!((node.forge.device, node.forge.threads), (DeviceChoice::Cuda(1), 2));
+    assert_eq!(node.forge.worker_log, Bytes::from_mb(3));
     assert_eq!(node.grid.heartbeat_interval, Duration::from_secs(10));
     assert!(node.sources["smol"].ends_with("models/smol"));
     assert!(node.notes.iter().any(|note| note.contains("spinner")), "{:?}", node.notes);

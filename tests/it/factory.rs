@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use factoryline::daemon::{
-    DaemonConfig, DaemonEvent, DaemonObserver, DaemonOptions, Limits, Mode, StopHandle, WorkerCommand,
+    DaemonConfig, DaemonEvent, DaemonObserver, DaemonOptions, Limits, Mode, Notifier, StopHandle, WorkerCommand,
 };
 use factoryline::line::{Layout, Station, record, shelf};
 use factoryline::units::Bytes;
@@ -38,6 +38,7 @@ case $act in
   flaky) [ -e "$work/seen" ] || { touch "$work/seen"; exit 75; } ;;
   stale) token=00000000000000000000000000000000 ;;
   short) size=2 ;;
+  shout) head -c 3000000 /dev/zero | tr '\0' 'x' | fold -w 99 >&2; echo >&2; echo 'the last word' >&2 ;;
   chatty) echo 'loading weights ...' ;;
   wait) printf '{"attempt_token":"%s","needs":{"ram":1000000000000000},"reason":"needs much","since":"2026-01-01T00:00:00Z"}' "$token" > "$work/wait.json"; exit 79 ;;
   hog) x=$(head -c 200000000 /dev/zero | tr '\0' x); sleep 60 & wait ;;
@@ -92,10 +93,13 @@ impl Factory {
                 retry: Default::default(),
                 limits: Limits::default(),
                 patience: Duration::from_secs(3600),
+                worker_log: Bytes::from_mb(1),
+                tiers: vec![("hot".into(), self.layout.root().to_owned())],
             },
             worker: WorkerCommand::new(program, vec![script]).unwrap(),
             stop: StopHandle::default(),
             signals: false,
+            notify: Notifier::default(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Behaviour through the public doors, one binary.
 mod awq;
+mod bootstrap;
 mod calibrated;
 mod catalog;
 mod context;
@@ -7,6 +8,7 @@ mod crash;
 mod daemon;
 mod demo_model;
 mod divergence;
+mod doctor;
 mod expert_choice;
 mod factory;
 mod faults;
@@ -31,6 +33,7 @@ mod resume;
 mod rewriting;
 mod rotation;
 mod stages;
+mod steering;
 mod target;
 mod tokenizers;
 mod worker;

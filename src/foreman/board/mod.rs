@@ -11,10 +11,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 pub use dossier::{Dossier, LogFile, logs_of};
-pub use waiting::{Card, Reason, Waiting, waiting_parts};
+pub use waiting::{Card, Reason, Waiting, turns, waiting_parts};
 
 use super::exit::Problem;
 use crate::line::heartbeat::State;
+use crate::line::pause::{self, Pause};
 use crate::line::{Attempt, Heartbeat, Layout, LineLock, PartEntry, PartName, Station, heartbeat, record, shelf};
 use crate::node::Node;
 
@@ -88,6 +89,8 @@ pub struct Board {
     pub root: String,
     pub node: String,
     pub supervisor: Supervisor,
+    /// Set while nothing is started.
+    pub paused: Option<Pause>,
     /// Parts per station.
     pub stations: BTreeMap<String, usize>,
     /// Files that fit no rule and were put aside.
@@ -129,6 +132,7 @@ impl Board {
             node: node.name.clone(),
             waiting: waiting_parts(layout, parts(Station::Intake), &supervisor, building.as_deref())?,
             supervisor,
+            paused: pause::read(layout),
             stations,
             quarantined: std::fs::read_dir(layout.quarantine()).map_or(0, |dir| dir.count()),
             running,

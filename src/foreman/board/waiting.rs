@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::Supervisor;
 use crate::foreman::exit::Problem;
 use crate::foreman::wording;
-use crate::line::{Layout, PartEntry, record, stamp};
+use crate::line::order::Turn;
+use crate::line::{Layout, PartEntry, pause, record, stamp};
 use crate::node::{Node, Room};
 use crate::recipe::RecipeFile;
 use crate::units::Bytes;
@@ -52,6 +53,10 @@ pub enum Reason {
     Building {
         part: String,
     },
+    /// The line is paused: nothing is started.
+    Paused {
+        reason: String,
+    },
     /// It failed for no fault of its own and is tried again later.
     BackOff {
         until: String,
@@ -76,6 +81,7 @@ impl Reason {
             Reason::Next => "next".into(),
             Reason::Behind { part } => format!("behind {part}"),
             Reason::Building { part } => format!("{part} is being built"),
+            Reason::Paused { reason } => format!("the line is paused: {reason}"),
             Reason::BackOff { seconds, after, .. } => {
                 format!("back-off for {} more after: {}", wording::duration(*seconds), wording::brief(after, 80))
             }
@@ -100,6 +106,12 @@ pub struct Waiting {
     pub arrived_at: String,
 }
 
+/// Every part of intake with its place in the queue, for who changes the order.
+pub fn turns(layout: &Layout, parts: Vec<PartEntry>) -> Vec<(PartEntry, Turn)> {
+    let turn = |part: PartEntry| (part.clone(), Queued::read(layout, &part).turn);
+    parts.into_iter().map(turn).collect()
+}
+
 /// The parts of intake in pick-up order: priority (higher first), then arrival, then name.
 pub fn waiting_parts(
     layout: &Layout,
@@ -108,7 +120,8 @@ pub fn waiting_parts(
     building: Option<&str>,
 ) -> Result<Vec<Waiting>, Problem> {
     let mut queue: Vec<Queued> = parts.iter().map(|part| Queued::read(layout, part)).collect();
-    queue.sort_by(|a, b| a.key().cmp(&b.key()));
+    queue.sort_by(|a, b| a.turn.cmp(&b.turn));
+    let paused = pause::read(layout);
     let reserve = Node::load(layout.root()).map_or(Bytes(0), |node| node.hot.min_free);
     let room = || Room::now(&layout.work_root(), reserve);
     let mut before: Option<String> = building.map(str::to_owned);
@@ -119,6 +132,9 @@ pub fn waiting_parts(
         let reason = match (&queued.card, &held) {
             (Err(problem), _) => Reason::NotARecipe { problem: problem.clone() },
             _ if !boss.running => Reason::NoSupervisor,
+            _ if paused.is_some() => {
+                Reason::Paused { reason: paused.as_ref().map_or("", |pause| pause.why()).to_owned() }
+            }
             (_, Some(held)) => held.clone(),
             _ => match before.take() {
                 None => Reason::Next,
@@ -138,7 +154,7 @@ pub fn waiting_parts(
             reason,
             base_model: card.as_ref().map(|card| card.base_model.clone()),
             architecture: card.as_ref().map(|card| card.architecture.clone()),
-            priority: card.map_or(0, |card| card.priority),
+            priority: queued.turn.priority(),
             retries: queued.part.retries,
             arrived_at: stamp::seconds(queued.arrived),
         });
@@ -149,6 +165,7 @@ pub fn waiting_parts(
 struct Queued<'a> {
     part: &'a PartEntry,
     card: Result<Card, String>,
+    turn: Turn,
     arrived: DateTime<Utc>,
     retry: Option<record::RetryRecord>,
 }
@@ -157,11 +174,9 @@ impl<'a> Queued<'a> {
     fn read(layout: &Layout, part: &'a PartEntry) -> Self {
         let retry = record::retry(layout, &part.name).ok().flatten();
         let first = retry.as_ref().and_then(|retry| retry.arrived_at.as_deref()).and_then(stamp::parse);
-        Queued { part, card: Card::read(&part.path), arrived: first.unwrap_or(part.arrived), retry }
-    }
-
-    fn key(&self) -> (i64, DateTime<Utc>, &str) {
-        (-self.card.as_ref().map_or(0, |card| card.priority), self.arrived, self.part.name.base())
+        let (card, arrived) = (Card::read(&part.path), first.unwrap_or(part.arrived));
+        let turn = Turn::of(layout, part, card.as_ref().map_or(0, |card| card.priority), arrived);
+        Queued { part, card, turn, arrived, retry }
     }
 
     /// Why it is not even in the queue.

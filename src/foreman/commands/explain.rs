@@ -101,6 +101,7 @@ fn intake(dossier: &Dossier, desk: &Desk, out: &mut Explanation) {
         Reason::Next => "it is next: the daemon picks it up at its next look at intake".into(),
         Reason::Behind { part } => format!("{part} comes first (priority, then time of arrival, then name)"),
         Reason::Building { part } => format!("{part} is being built, and this line builds one part at a time"),
+        Reason::Paused { reason } => format!("the line is paused, nothing is started: {reason}"),
         Reason::BackOff { until, after, .. } => format!("it is tried again at {until}, after: {after}"),
         Reason::NoRoom { lacks, .. } => format!("it does not fit on this machine at the moment: it {lacks}"),
         Reason::NotARecipe { problem } => format!("it is not a recipe and goes to rework: {problem}"),
@@ -112,6 +113,7 @@ fn intake(dossier: &Dossier, desk: &Desk, out: &mut Explanation) {
     out.evidence.extend(dossier.sidecars.iter().cloned());
     out.next.push(match waiting.reason {
         Reason::NoSupervisor => desk.command("run"),
+        Reason::Paused { .. } => desk.command("resume"),
         _ => desk.command("status"),
     });
 }

@@ -164,18 +164,55 @@ impl LogReader {
 
     fn drain(&mut self, lines: &mut Vec<String>) -> std::io::Result<()> {
         let Some((file, _)) = self.open.as_mut() else { return Ok(()) };
+        // The supervisor cut it down to its end, and says so in its first line.
         if file.metadata()?.len() < file.stream_position()? {
             file.seek(SeekFrom::Start(0))?;
         }
         file.read_to_end(&mut self.pending)?;
-        while let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.pending.drain(..=end).collect();
-            lines.push(String::from_utf8_lossy(&line[..end]).into_owned());
-        }
+        let Some(end) = self.pending.iter().rposition(|byte| *byte == b'\n') else { return Ok(()) };
+        let rest = self.pending.split_off(end + 1);
+        let whole = std::mem::replace(&mut self.pending, rest);
+        let text = |line: &[u8]| String::from_utf8_lossy(line).into_owned();
+        lines.extend(whole[..end].split(|byte| *byte == b'\n').map(text));
         Ok(())
     }
 }
 
 fn inode(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().map(|meta| meta.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_reader_goes_on_over_damage_cuts_and_new_attempts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("worker.log");
+        let append = |bytes: &[u8]| {
+            let mut file = OpenOptions::new().append(true).create(true).open(&path).unwrap();
+            file.write_all(bytes).unwrap();
+        };
+        let mut reader = LogReader::new(path.clone());
+        append(b"one\ntw");
+        assert_eq!(reader.poll().unwrap(), ["one"]);
+        append(b"o\n\xff\0\n");
+        assert_eq!(reader.poll().unwrap(), ["two", "\u{fffd}\0"]);
+        let long = "x".repeat(3_000_000);
+        append(format!("{long}\n\nafter\n").as_bytes());
+        assert_eq!(reader.poll().unwrap(), [long.as_str(), "", "after"]);
+        // The supervisor cut the log down.
+        std::fs::write(&path, "").unwrap();
+        append(b"--- cut ---\nlast\n");
+        assert_eq!(reader.poll().unwrap(), ["--- cut ---", "last"]);
+        append(b"no end");
+        std::fs::rename(&path, dir.path().join("worker.1.log")).unwrap();
+        append(b"anew\n");
+        assert_eq!(reader.poll().unwrap(), ["no end", "anew"]);
+        assert!(reader.poll().unwrap().is_empty());
+    }
 }

@@ -57,6 +57,12 @@ fn head(board: &Board, printer: &mut Printer) -> Result<(), Problem> {
     let told = supervisor(&board.supervisor);
     let tone = if board.supervisor.running && !board.supervisor.stale_heartbeat { Tone::Good } else { Tone::Warning };
     printer.line(format!("daemon    {}", printer.paint(tone, &told)))?;
+    if let Some(pause) = &board.paused {
+        let by = if pause.by.is_empty() { String::new() } else { format!(" by {}", pause.by) };
+        let since = if pause.at.is_empty() { String::new() } else { format!(" since {}", pause.at) };
+        let told = format!("{since}{by}: {}", pause.why());
+        printer.line(format!("{}{told}", printer.paint(Tone::Warning, "paused   ")))?;
+    }
     printer.line(format!("stations  {}", counts.join(" · ")))
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::foreman::desk::{Desk, Verb};
 use crate::foreman::exit::{Answer, ExitKind};
 use crate::foreman::wording::brief;
-use crate::line::throughput;
+use crate::line::{Layout, throughput};
 
 /// Show the audit log: finished, sent back, recovered, retried
 #[derive(clap::Args)]
@@ -25,6 +25,7 @@ pub struct Args {
 impl Verb for Args {
     fn run(&self, desk: &mut Desk) -> Answer {
         let layout = desk.line()?;
+        let mut long = length(&layout);
         let all = throughput::tail(&layout, usize::MAX)?;
         let mut seen = all.len();
         for line in &all[seen.saturating_sub(self.lines)..] {
@@ -36,6 +37,11 @@ impl Verb for Args {
         loop {
             desk.printer.flush()?;
             std::thread::sleep(Duration::from_millis(200));
+            // A log that is as long as before is not read again.
+            let now = length(&layout);
+            if std::mem::replace(&mut long, now) == now {
+                continue;
+            }
             let all = throughput::tail(&layout, usize::MAX)?;
             // The log only grows; one that shrank was replaced and is read from its start.
             seen = if all.len() < seen { 0 } else { seen };
@@ -45,6 +51,10 @@ impl Verb for Args {
             seen = all.len();
         }
     }
+}
+
+fn length(layout: &Layout) -> u64 {
+    std::fs::metadata(layout.throughput()).map_or(0, |meta| meta.len())
 }
 
 fn show(line: &Map<String, Value>, desk: &mut Desk) -> Answer {

@@ -98,6 +98,7 @@ fn the_top_level_help() {
       run          Work the line in the foreground, with live progress
       demo         Make a line in a new folder and build the demo part on it
       status       Show the line at a glance: being built, waiting and why, finished
+      doctor       Examine the line and its machine: what is wrong, why, and what mends it
       list         List the parts of a station, numbered
       show         Show everything the disk knows about one part
       explain      Say why a part stands where it stands, and what to do next
@@ -105,6 +106,9 @@ fn the_top_level_help() {
       retry        Put parts back into intake
       defer        Park waiting parts until `foreman retry`
       cancel       Take parts off the line, with a reason that stays with them
+      reorder      Give a waiting part another place in the queue
+      pause        Start nothing more until `foreman resume`
+      resume       End a pause: parts are started again
       recover      Bring the line back to order after a crash
       tail         Show the audit log: finished, sent back, recovered, retried
       events       Show the event stream
@@ -136,7 +140,8 @@ fn the_top_level_help() {
       foreman enqueue my.alloy.json && foreman run --drain
 
     Exit codes: 0 ok, 1 unexpected, 2 usage, 3 not found, 4 nothing matched, 5 part failed,
-    6 timed out, 7 node not running, 8 lock held, 9 refused. See docs/OPERATOR.md.
+    6 timed out, 7 node not running, 8 lock held, 9 refused,
+    10 and 11 what doctor found. See docs/OPERATOR.md.
     --- stderr
     "#);
     let page = bench.foreman(&["man"]).out;

@@ -161,3 +161,87 @@ fn a_folder_that_is_no_line() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_foreman"));
     assert!(command.current_dir(&elsewhere).env_clear().status().unwrap().success());
 }
+
+#[test]
+fn a_pause_and_an_order_read_as_they_act() {
+    let bench = Bench::new();
+    for name in ["one", "two", "three"] {
+        bench.place(Station::Intake, &format!("{name}.alloy.json"), &recipe(name, 0));
+        // Times of arrival have the resolution of the kernel's clock tick.
+        std::thread::sleep(std::time::Duration::from_millis(15));
+    }
+    let dry = bench.foreman(&["reorder", "three", "--first", "--dry-run"]);
+    assert_eq!((dry.code, dry.out.as_str()), (0, "- -> intake/three.order.json\n"));
+    reads!(bench, bench.foreman(&["reorder", "three", "--first"]).all(), @r"
+    exit 0
+    --- stdout
+    - -> intake/three.order.json
+    --- stderr
+    next: foreman list --root ROOT
+    ");
+    bench.foreman(&["reorder", "one", "--after", "two.alloy.json"]);
+    let order = |bench: &Bench| -> Vec<(String, i64)> {
+        let document = bench.foreman(&["status", "--json"]).json();
+        let rows = document["waiting"].as_array().unwrap().clone();
+        rows.iter()
+            .map(|row| (row["part"].as_str().unwrap().replace(".alloy.json", ""), row["priority"].as_i64().unwrap()))
+            .collect()
+    };
+    assert_eq!(order(&bench), [("three".into(), 0), ("two".into(), 0), ("one".into(), 0)]);
+    assert_eq!(bench.foreman(&["reorder", "one", "--priority", "-3"]).code, 0);
+    assert_eq!(order(&bench)[2], ("one".into(), -3));
+    // It goes with its part where the part waits.
+    bench.foreman(&["defer", "one"]);
+    assert!(bench.layout.station(Station::Deferred).join("one.order.json").is_file());
+    reads!(bench, bench.foreman(&["reorder", "one", "--first"]).all(), @r"
+    exit 9
+    --- stdout
+    --- stderr
+    error: one.alloy.json does not wait: it stands in deferred
+
+    hint: only parts in intake have an order
+    ");
+    assert_eq!(bench.foreman(&["reorder", "two", "--before", "two"]).code, 9);
+    assert_eq!(bench.foreman(&["reorder", "two"]).code, 2);
+    assert_eq!(bench.foreman(&["reorder", "two", "--first", "--last"]).code, 2);
+    assert_eq!(bench.foreman(&["reorder", "tow", "--first"]).code, 3);
+
+    assert_eq!(bench.foreman(&["resume"]).code, 4);
+    reads!(bench, bench.foreman(&["pause", "--reason", "disk swap"]).all(), @r"
+    exit 0
+    --- stdout
+    - -> .control/pause.json
+    --- stderr
+    next: foreman resume --root ROOT
+    ");
+    let _held = factoryline::line::LineLock::acquire(&bench.layout).unwrap();
+    let status = bench.foreman(&["status"]).out;
+    let status: Vec<&str> = status.lines().filter(|line| !line.starts_with("daemon")).collect();
+    reads!(bench, status.join("\n"), @r"
+    line      ROOT
+    paused    since TIME: disk swap
+    stations  intake 2 · assembly 0 · finished 0 · rework 0 · deferred 1
+
+    Waiting
+      #  PART              MODEL  WHY IT WAITS
+      1  three.alloy.json  org/m  the line is paused: disk swap
+      2  two.alloy.json    org/m  the line is paused: disk swap
+    ");
+    let document = bench.foreman(&["status", "--json"]).json();
+    assert_eq!(
+        (&document["paused"]["reason"], &document["waiting"][0]["reason"]["code"]),
+        (&json!("disk swap"), &json!("paused"))
+    );
+    reads!(bench, bench.foreman(&["explain", "two"]).all(), @r"
+    exit 0
+    --- stdout
+    two.alloy.json stands in intake
+      the line is paused, nothing is started: disk swap
+      it is number 2 in the queue
+      see ROOT/line/intake/two.alloy.json
+      next: foreman resume --root ROOT
+    --- stderr
+    ");
+    assert_eq!(bench.foreman(&["resume"]).out, ".control/pause.json -> -\n");
+    assert_eq!(bench.foreman(&["status", "--json"]).json()["paused"], Value::Null);
+}
