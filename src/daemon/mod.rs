@@ -30,6 +30,7 @@ use crate::line::moves::Mover;
 use crate::line::recovery::{self, table};
 use crate::line::{EventLog, HeartbeatWriter, Layout, LineLock, outcome};
 use crate::node::free_bytes;
+use crate::storage::Caretaker;
 use build::Ending;
 use doorbell::{Ring, SignalWatch, Watch};
 use intake::{Admission, Intake, Waiting};
@@ -49,7 +50,8 @@ pub fn run(options: &DaemonOptions, observer: &dyn DaemonObserver) -> Outcome<Su
     let _lock = LineLock::acquire(&layout)?;
     let heart = HeartbeatWriter::start(&layout, &options.config.host, options.config.heartbeat);
     let events = EventLog::new(&layout, &*options.config.host);
-    let floor = Floor { layout, options, observer, heart, events };
+    let caretaker = Caretaker::start(&layout);
+    let floor = Floor { layout, options, observer, heart, events, caretaker };
     let (bell, rings) = mpsc::channel();
     options.stop.connect(bell.clone());
     let _signals = if options.signals { Some(SignalWatch::start(options.stop.clone())?) } else { None };
@@ -79,6 +81,8 @@ pub(crate) struct Floor<'a> {
     pub observer: &'a dyn DaemonObserver,
     pub heart: HeartbeatWriter,
     pub events: EventLog,
+    /// Makes room on the disk.
+    pub caretaker: Caretaker,
 }
 
 /// The loop's own state.
@@ -355,8 +359,11 @@ impl Floor<'_> {
     fn check_space(&self) -> Outcome<()> {
         let (root, reserve) = (self.layout.root(), self.options.config.min_free);
         // An unanswered question is no reason to stand still.
-        let free = free_bytes(root).unwrap_or(reserve);
-        if free < reserve {
+        let free = || free_bytes(root).unwrap_or(reserve);
+        if free() < reserve {
+            self.caretaker.relieve(reserve, &|| self.options.stop.is_requested());
+        }
+        if free() < reserve {
             return Err(Fault::resource(format!("less than {reserve} free at {}: nothing is started", root.display()))
                 .hint("free some space, or lower storage.hot.min_free_gb in factory_node.toml"));
         }

@@ -7,6 +7,8 @@ mod config;
 mod detect;
 mod error;
 mod filesystem;
+mod mounts;
+mod peer;
 mod reader;
 mod resolve;
 #[cfg(test)]
@@ -18,10 +20,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use config::{ColdPurpose, ColdTier, DeviceChoice, Forge, Grid, HotTier, NetworkKind, NetworkTier, Role};
+pub use config::{
+    ColdPurpose, ColdTier, DeviceChoice, Forge, Grid, HotTier, NetworkKind, NetworkTier, Role, StorageRules,
+};
 pub use detect::Gpu;
 pub use error::{NodeError, Place};
-pub use filesystem::{Concern, FilesystemKind, free_bytes};
+pub use filesystem::{Concern, FilesystemKind, free_bytes, total_bytes};
+pub use mounts::{Mount, Mounts, device_of, is_device};
+pub use peer::LINE_CACHE;
 pub use reader::nearest;
 pub use resolve::{Found, FoundBy, HubCache, Resolver};
 
@@ -43,6 +49,8 @@ pub struct Node {
     pub hot: HotTier,
     pub cold: Vec<ColdTier>,
     pub network: Vec<NetworkTier>,
+    /// What is kept, and for how long.
+    pub storage: StorageRules,
     pub forge: Forge,
     pub grid: Grid,
     /// Protocol version the file was written for; `None` when it says nothing.
@@ -87,9 +95,7 @@ impl Node {
         for tier in &said.cold {
             note_cold_tier(tier, &mut notes);
         }
-        notes.extend(said.network.iter().map(|tier| {
-            format!("storage.network {:?}: nothing is fetched over the network in this version", tier.name)
-        }));
+        notes.extend(said.network.iter().filter_map(peer::note));
         if let Some(coordinator) = &said.coordinator {
             notes.push(format!("grid.coordinator {coordinator:?}: this version works alone"));
         }
@@ -105,6 +111,7 @@ impl Node {
             hot: HotTier { path: said.hot_path, min_free: said.min_free.unwrap_or_default() },
             cold: said.cold,
             network: said.network,
+            storage: said.rules,
             forge: Forge {
                 max_retries: said.max_retries.unwrap_or(3) as u32,
                 stall: said.stall.unwrap_or(Duration::from_secs(600)),

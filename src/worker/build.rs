@@ -11,6 +11,7 @@ use crate::line::{Layout, PartName};
 use crate::node::Node;
 use crate::recipe::{Plan, RecipeFile, Severity};
 use crate::stage::{Progress, StageContext, crash_point, pass_options, plan_recipe, run_stages};
+use crate::storage::{NoSteps, fetch};
 
 /// Plans the part, runs its stages, judges the result and writes it down.
 ///
@@ -27,6 +28,9 @@ fn attempt(args: &WorkerArgs, progress: &Progress<'_>) -> Outcome<()> {
     let recipe = RecipeFile::read(&part)?;
     let node = Node::load(layout.root())?;
     use_threads(node.forge.threads);
+    if let Some(receipt) = fetch::bring(&recipe, &node, &layout, &NoSteps)? {
+        progress.warn(format!("copied the model from {} to {}", receipt.from.display(), receipt.to.display()));
+    }
     let plan = make_plan(&recipe, &part, &node, &layout, progress)?;
     write_json(&args.work.join("plan.json"), &plan)?;
     crash_point("plan:written");

@@ -29,6 +29,8 @@ mod recipe;
 mod rewriting;
 mod rotation;
 mod stages;
+mod storage;
+mod storage_sources;
 mod target;
 mod tokenizers;
 mod worker;

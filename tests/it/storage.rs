@@ -1,0 +1,565 @@
+//! Storage that loses nothing: what is in use, what leaves, and that whatever cuts a move short leaves one whole copy.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use chrono::{TimeDelta, Utc};
+use factoryline::line::{ClaimLock, Layout, PartName, Station, shelf, stamp, throughput};
+use factoryline::node::Node;
+use factoryline::storage::archive::Archive;
+use factoryline::storage::demote::{DemoteOptions, demote};
+use factoryline::storage::gc::{self, GcOptions, GcReport};
+use factoryline::storage::{Caretaker, NoSteps, Pin, Receipt, Step, Steps, pins};
+use factoryline::units::{Bytes, Sha};
+use serde_json::{Value, json};
+
+/// A line and two folders that stand for cold disks.
+pub(crate) struct Bench {
+    _dir: tempfile::TempDir,
+    pub home: PathBuf,
+    pub layout: Layout,
+}
+
+impl Bench {
+    /// `toml` may say COLD for the folder of the cold disks.
+    pub fn new(toml: &str) -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().canonicalize().unwrap();
+        let layout = Layout::init(home.join("root")).unwrap();
+        fs::create_dir_all(home.join("cold/a")).unwrap();
+        fs::create_dir_all(home.join("cold/b")).unwrap();
+        let bench = Bench { _dir: dir, home, layout };
+        bench.describe(toml);
+        bench
+    }
+
+    pub fn describe(&self, toml: &str) {
+        let toml = format!("[node]\nname = \"bench\"\n{}", toml.replace("HOME", &self.home.display().to_string()));
+        fs::write(self.layout.node_file(), toml).unwrap();
+    }
+
+    pub fn node(&self) -> Node {
+        Node::load(self.layout.root()).unwrap()
+    }
+
+    /// A part whose recipe starts from `model`.
+    pub fn part(&self, station: Station, base: &str, model: &str) {
+        let recipe = json!({
+            "name": base, "version": "1.0.0", "source": {"baseModel": model, "architecture": "llama"},
+            "stages": [{"type": "quant", "format": "gguf", "quantTypes": ["Q8_0"], "calibrationCorpus": "held.txt"}],
+        });
+        fs::write(self.layout.station(station).join(format!("{base}.alloy.json")), recipe.to_string()).unwrap();
+    }
+
+    /// A work folder that nobody touched for years.
+    pub fn work(&self, base: &str, files: &[(&str, &str)]) -> PathBuf {
+        let work = self.layout.work_root().join(base);
+        for (name, text) in files {
+            write_old(&work.join(name), text);
+        }
+        work
+    }
+
+    /// A part that was finished `days` ago, with its artifact in `artifact`.
+    fn finished(&self, base: &str, artifact: &Path, days: i64) {
+        self.part(Station::Finished, base, "nothing/like-it");
+        let files: Vec<Value> = names(artifact)
+            .iter()
+            .map(|(name, text)| json!({"filename": name, "sha256": Sha::of(text.as_bytes()).hex(), "size": text.len()}))
+            .collect();
+        let result = json!({
+            "completed_at": ago(days), "forged_dir": artifact, "fileHashes": files, "modelHash": "", "kept_field": [1, 2],
+        });
+        let path = self.layout.station(Station::Finished).join(format!("{base}.result.json"));
+        fs::write(path, result.to_string()).unwrap();
+    }
+
+    fn failed(&self, base: &str, days: i64) {
+        self.part(Station::Rework, base, "nothing/like-it");
+        let error = json!({"failed_at": ago(days), "error": "x", "class": "quality"});
+        let path = self.layout.station(Station::Rework).join(format!("{base}.error.json"));
+        fs::write(path, error.to_string()).unwrap();
+    }
+
+    pub fn gc(&self) -> GcReport {
+        self.gc_with(false, &NoSteps)
+    }
+
+    pub fn gc_with(&self, dry_run: bool, steps: &dyn Steps) -> GcReport {
+        let options =
+            GcOptions { dry_run, force: true, threshold_pct: 100.0, wanted_free: Bytes(0), now: Utc::now(), steps };
+        gc::run(&self.layout, &self.node(), &options).unwrap()
+    }
+
+    pub fn foreman(&self, words: &[&str]) -> (i32, Value) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_foreman"));
+        command.env("HF_HUB_CACHE", self.home.join("hub")).current_dir(&self.home);
+        let said = command.args(words).args(["--json", "--root"]).arg(self.layout.root()).output().unwrap();
+        let document = serde_json::from_slice(&said.stdout).unwrap_or_else(|_| panic!("{said:?}"));
+        (said.status.code().unwrap(), document)
+    }
+
+    fn archived(&self, tier: &str) -> PathBuf {
+        self.home.join("cold").join(tier).join("bench/work")
+    }
+}
+
+const ONE: &str = "[[storage.cold]]\nname = \"a\"\npath = \"HOME/cold/a\"\n";
+
+fn ago(days: i64) -> String {
+    stamp::seconds(Utc::now() - TimeDelta::days(days))
+}
+
+pub(crate) fn write_old(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000);
+    File::options().write(true).open(path).unwrap().set_modified(then).unwrap();
+}
+
+/// Every file below a folder with its text; a link by what it leads to.
+pub(crate) fn names(dir: &Path) -> BTreeMap<String, String> {
+    let mut out = BTreeMap::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let (path, name) = (entry.path(), entry.path().strip_prefix(dir).unwrap().display().to_string());
+            let kind = entry.file_type().unwrap();
+            if kind.is_dir() {
+                open.push(path);
+            } else if kind.is_symlink() {
+                out.insert(name, format!("-> {}", fs::read_link(path).unwrap().display()));
+            } else {
+                out.insert(name, fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    out
+}
+
+/// Names of folders that left, and of those that stayed.
+fn went(report: &GcReport) -> Vec<String> {
+    let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+    let mut gone: Vec<String> = report.evicted.iter().map(|evicted| name(&evicted.path)).collect();
+    gone.sort();
+    gone
+}
+
+fn why_kept(report: &GcReport, base: &str) -> String {
+    let kept = report.kept.iter().find(|kept| kept.path.ends_with(base));
+    kept.map(|kept| kept.because.join("; ")).unwrap_or_default()
+}
+
+/// Stops the world at the n-th step, or spoils a file when it was written.
+struct Cut {
+    left: AtomicUsize,
+}
+
+impl Cut {
+    fn at(step: usize) -> Cut {
+        Cut { left: AtomicUsize::new(step) }
+    }
+    fn reached(&self) -> bool {
+        self.left.load(Ordering::Relaxed) == 0
+    }
+}
+
+impl Steps for Cut {
+    fn at(&self, _: Step<'_>) -> io::Result<()> {
+        match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) {
+            Ok(1) | Err(_) => Err(io::Error::other("the power went")),
+            Ok(_) => Ok(()),
+        }
+    }
+}
+
+struct Spoil;
+
+impl Steps for Spoil {
+    fn at(&self, step: Step<'_>) -> io::Result<()> {
+        match step {
+            Step::Written(path) if path.ends_with("model.gguf") => fs::write(path, "other bytes"),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn every_station_holds_on_to_what_it_needs() {
+    let bench = Bench::new(ONE);
+    for base in ["waits", "runs", "parked", "failed", "failed-long", "fresh", "old", "orphan", "chained", "young"] {
+        bench.work(base, &[("artifact/model.gguf", base), ("plan.json", "{}")]);
+    }
+    bench.part(Station::Intake, "waits", "work/chained/artifact");
+    bench.part(Station::Assembly, "runs", "nothing/like-it");
+    bench.part(Station::Deferred, "parked", "nothing/like-it");
+    bench.failed("failed", 29);
+    bench.failed("failed-long", 31);
+    bench.finished("fresh", &bench.layout.work_root().join("fresh/artifact"), 6);
+    bench.finished("old", &bench.layout.work_root().join("old/artifact"), 400);
+    bench.finished("moved", &bench.home.join("elsewhere"), 400);
+    bench.work("moved", &[("stage/model.safetensors", "x")]);
+    fs::write(bench.layout.work_root().join("young/plan.json"), "{ }").unwrap();
+
+    let report = bench.gc();
+    assert_eq!(went(&report), ["failed-long", "moved", "orphan"]);
+    let kept: Vec<String> = ["waits", "runs", "parked", "failed", "fresh", "old", "chained", "young"]
+        .iter()
+        .map(|base| format!("{base}: {}", why_kept(&report, base)))
+        .collect();
+    insta::assert_snapshot!(kept.join("\n"), @r"");
+    assert_eq!(names(&bench.archived("a").join("orphan"))["artifact/model.gguf"], "orphan");
+    let said = throughput::tail(&bench.layout, 9).unwrap();
+    let orphan = said.iter().find(|line| line["path"].as_str().unwrap().ends_with("orphan")).unwrap();
+    let target = bench.archived("a").join("orphan");
+    assert_eq!(orphan["outcome"], "evicted");
+    assert_eq!(orphan["action"], format!("moved_to_cold:{}", target.display()));
+    assert_eq!(orphan["bytes"], 8);
+    let events = fs::read_to_string(bench.layout.events()).unwrap();
+    assert_eq!(events.matches("\"line/evicted\"").count(), 3);
+}
+
+#[test]
+fn days_of_zero_keep_for_ever() {
+    let bench = Bench::new(&format!("[storage]\nrework_keep_days = 0\nfinished_keep_days = 0\n{ONE}"));
+    bench.work("failed", &[("a", "a")]);
+    bench.work("done", &[("a", "a")]);
+    bench.failed("failed", 9000);
+    bench.finished("done", &bench.home.join("elsewhere"), 9000);
+    assert_eq!(went(&bench.gc()), Vec::<String>::new());
+}
+
+#[test]
+fn a_held_claim_keeps_its_folder_whatever_stands_where() {
+    let bench = Bench::new(ONE);
+    bench.work("orphan", &[("a", "a")]);
+    let claim = ClaimLock::acquire(&bench.layout, &PartName::new("orphan").unwrap()).unwrap().unwrap();
+    let report = bench.gc();
+    assert_eq!(went(&report), Vec::<String>::new());
+    assert_eq!(why_kept(&report, "orphan"), "a living worker holds its claim");
+    drop(claim);
+    assert_eq!(went(&bench.gc()), ["orphan"]);
+}
+
+#[test]
+fn a_tier_that_is_full_unmounted_or_read_only_is_passed_over() {
+    let bench = Bench::new(
+        "[[storage.cold]]\nname = \"gone\"\npath = \"HOME/no/such\"\n\
+         [[storage.cold]]\nname = \"unmounted\"\npath = \"HOME/cold/b\"\nmount = true\n\
+         [[storage.cold]]\nname = \"other-disk\"\npath = \"HOME/cold/b\"\ndevice = \"UUID=0000-0000\"\n\
+         [[storage.cold]]\nname = \"read-only\"\npath = \"/proc/self\"\n\
+         [[storage.cold]]\nname = \"full\"\npath = \"HOME/cold/b\"\nmin_free_gb = 1000000\n\
+         [[storage.cold]]\nname = \"models-only\"\npath = \"HOME/cold/b\"\npurpose = [\"source-cache\"]\n\
+         [[storage.cold]]\nname = \"a\"\npath = \"HOME/cold/a\"\n",
+    );
+    bench.work("orphan", &[("a", "a")]);
+    let report = bench.gc();
+    assert_eq!(report.evicted[0].action, format!("moved_to_cold:{}", bench.archived("a").join("orphan").display()));
+    for (tier, reason) in [
+        ("gone", "is not there"),
+        ("unmounted", "not mounted: it lies on"),
+        ("other-disk", "not mounted: UUID=0000-0000 should be there"),
+        ("read-only", "cannot be written"),
+        ("full", "stay free"),
+    ] {
+        let start = format!("cold tier {tier:?} passed over: ");
+        assert!(report.notes.iter().any(|n| n.starts_with(&start) && n.contains(reason)), "{tier}: {:?}", report.notes);
+    }
+    assert_eq!(names(&bench.home.join("cold/b")), BTreeMap::new(), "nothing was written where it must not");
+}
+
+#[test]
+fn without_a_tier_nothing_moves_and_the_reason_is_said() {
+    let bench = Bench::new("[[storage.cold]]\nname = \"full\"\npath = \"HOME/cold/a\"\nmin_free_gb = 1000000\n");
+    let work = bench.work("orphan", &[("stage/model.safetensors", "x")]);
+    let report = bench.gc();
+    assert_eq!(went(&report), Vec::<String>::new());
+    assert_eq!(why_kept(&report, "orphan"), "no cold tier takes it, and nothing in it is known to be made again");
+    assert!(report.notes[0].starts_with("cold tier \"full\" passed over: full: "), "{:?}", report.notes);
+    assert!(work.join("stage/model.safetensors").exists());
+}
+
+#[test]
+fn without_a_tier_only_what_can_be_made_again_is_deleted() {
+    let bench = Bench::new("");
+    let files = [
+        ("stage/model.safetensors", "weights"),
+        ("stage/report.json", "{}"),
+        ("artifact/out.gguf", "artifact"),
+        ("notes.gguf", "no stage lists it"),
+        ("changed.gguf", "not as the stage left it"),
+        (
+            ".stage-checkpoints.json",
+            r#"{"schemaVersion": 1, "stages": {"00-prune": {"outputs": [
+                {"path": "stage/model.safetensors", "size": 7}, {"path": "stage/report.json", "size": 2},
+                {"path": "artifact/out.gguf", "size": 8}, {"path": "changed.gguf", "size": 3},
+                {"path": "../done/artifact/out.gguf", "size": 8}, {"path": "shared.gguf", "size": 6}]}}}"#,
+        ),
+    ];
+    for base in ["done", "failed", "orphan"] {
+        let work = bench.work(base, &files);
+        write_old(&work.join("shared.gguf"), "shared");
+        fs::hard_link(work.join("shared.gguf"), work.join("artifact/shared.gguf")).unwrap();
+    }
+    bench.finished("done", &bench.layout.work_root().join("done/artifact"), 400);
+    bench.failed("failed", 400);
+    let before = names(&bench.layout.work_root());
+    let report = bench.gc();
+    let mut after = names(&bench.layout.work_root());
+    after.retain(|name, _| !name.ends_with(".claim.lock"));
+    let gone: Vec<&String> = before.keys().filter(|name| !after.contains_key(*name)).collect();
+    assert_eq!(gone, ["done/stage/model.safetensors"]);
+    assert_eq!(report.evicted[0].action, "deleted");
+    assert_eq!(report.evicted[0].bytes, Bytes(7));
+}
+
+#[test]
+fn a_copy_that_reads_otherwise_costs_nothing() {
+    let bench = Bench::new(ONE);
+    let work = bench.work("orphan", &[("model.gguf", "the weights"), ("a/b", "c")]);
+    let before = names(&work);
+    let report = bench.gc_with(false, &Spoil);
+    let problem = report.evicted[0].problem.as_deref().unwrap();
+    assert!(report.failed() && problem.contains("the source was kept"), "{problem}");
+    let mut after = names(&work);
+    after.remove(".claim.lock");
+    assert_eq!(after, before);
+    let mut left = names(&bench.archived("a"));
+    left.remove(".lock");
+    assert_eq!(left, BTreeMap::new());
+    assert!(throughput::tail(&bench.layout, 9).unwrap().is_empty());
+}
+
+#[test]
+fn a_move_cut_anywhere_leaves_one_whole_copy_and_is_ended_by_the_next_run() {
+    let mut step = 1;
+    loop {
+        let bench = Bench::new(ONE);
+        let work = bench.work("orphan", &[("model.gguf", "the weights"), ("a/b", "c"), ("a/again.gguf", "twice")]);
+        fs::hard_link(work.join("a/again.gguf"), work.join("same.gguf")).unwrap();
+        symlink("a/b", work.join("link")).unwrap();
+        let before = names(&work);
+        let cut = Cut::at(step);
+        let archive = Archive { layout: &bench.layout, host: "bench", steps: &cut, now: Utc::now() };
+        let area = bench.archived("a");
+        let moved = archive.place(&work, &area, "orphan", "work").and_then(|_| archive.remove(&work));
+        let copy = area.join("orphan");
+        let is_receipted = |copy: &Path| {
+            let text = fs::read(copy.with_file_name("orphan.receipt.json")).unwrap_or_default();
+            let receipt: Option<Receipt> = serde_json::from_slice(&text).ok();
+            receipt.is_some_and(|receipt| receipt.to == copy && receipt.files.len() == before.len())
+        };
+        let whole = names(&copy) == before && is_receipted(&copy);
+        assert!(whole || names(&work) == before, "step {step}: neither is whole");
+        if moved.is_ok() {
+            assert!(whole && !work.exists() && !cut.reached());
+            break;
+        }
+        let report = bench.gc();
+        assert!(!report.failed(), "step {step}: {:?}", report.evicted);
+        assert!(names(&copy) == before && is_receipted(&copy), "step {step}: {:?}", names(&area));
+        let mut left: Vec<String> =
+            fs::read_dir(&area).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        left.sort();
+        assert_eq!(left, [".lock", "orphan", "orphan.receipt.json"], "step {step}");
+        assert_eq!(fs::read_dir(bench.layout.work_root()).unwrap().count(), 0, "step {step}");
+        step += 1;
+    }
+    assert!(step > 12, "only {step} steps were cut");
+}
+
+#[test]
+fn a_name_that_is_taken_gets_a_number_and_never_nests() {
+    let bench = Bench::new(ONE);
+    for text in ["first", "second"] {
+        bench.work("orphan", &[("a", text)]);
+        assert_eq!(went(&bench.gc()), ["orphan"]);
+    }
+    let area = bench.archived("a");
+    assert_eq!(names(&area.join("orphan"))["a"], "first");
+    assert_eq!(names(&area.join("orphan~2"))["a"], "second");
+    assert_eq!(fs::read_dir(bench.layout.line().join("receipts")).unwrap().count(), 2);
+}
+
+#[test]
+fn links_in_a_work_folder_lead_nowhere() {
+    let bench = Bench::new(ONE);
+    write_old(&bench.home.join("precious/file"), "precious");
+    let work = bench.work("orphan", &[("a", "a")]);
+    symlink(bench.home.join("precious"), work.join("out")).unwrap();
+    symlink(bench.home.join("precious"), bench.layout.work_root().join("linked")).unwrap();
+    assert_eq!(went(&bench.gc()), ["orphan"]);
+    assert_eq!(names(&bench.home.join("precious"))["file"], "precious");
+    let copy = names(&bench.archived("a").join("orphan"));
+    assert_eq!(copy["out"], format!("-> {}", bench.home.join("precious").display()));
+    assert!(!copy.contains_key("out/file"));
+    assert!(bench.layout.work_root().join("linked").is_symlink());
+}
+
+#[test]
+fn what_cannot_be_read_keeps_what_it_could_own() {
+    let bench = Bench::new(ONE);
+    for base in ["torn", "spoilt", "bare", "orphan"] {
+        bench.work(base, &[("a", "a")]);
+    }
+    let at = |station, name: &str| bench.layout.station(station).join(name);
+    fs::write(at(Station::Rework, "torn.alloy.json"), "{ \"name\": ").unwrap();
+    bench.failed("torn-too", 400);
+    fs::write(at(Station::Rework, "torn.error.json"), json!({"failed_at": ago(400)}).to_string()).unwrap();
+    bench.part(Station::Finished, "spoilt", "nothing/like-it");
+    fs::write(at(Station::Finished, "spoilt.alloy.result.json"), "{").unwrap();
+    bench.part(Station::Finished, "bare", "nothing/like-it");
+    let report = bench.gc();
+    assert_eq!(went(&report), ["orphan"]);
+    let mut files: Vec<String> =
+        report.unknown.iter().map(|u| u.file.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    files.sort();
+    assert_eq!(files, ["bare.alloy.json", "spoilt.alloy.result.json", "torn.alloy.json"]);
+    assert!(why_kept(&report, "torn").contains("it could own this"), "{}", why_kept(&report, "torn"));
+
+    // A pin that cannot be read could mean anything.
+    bench.work("orphan", &[("a", "a")]);
+    fs::create_dir_all(pins::folder(&bench.layout)).unwrap();
+    fs::write(pins::folder(&bench.layout).join("x.json"), "{").unwrap();
+    assert_eq!(went(&bench.gc()), Vec::<String>::new());
+}
+
+#[test]
+fn the_forerunners_spelling_of_a_result_counts() {
+    let bench = Bench::new(ONE);
+    let shared = bench.work("shared", &[("artifact/x", "x")]).join("artifact");
+    bench.finished("old", &shared, 400);
+    let finished = bench.layout.station(Station::Finished);
+    fs::rename(finished.join("old.result.json"), finished.join("old.alloy.result.json")).unwrap();
+    let report = bench.gc();
+    assert_eq!(why_kept(&report, "shared"), "the result of old.alloy.json names it");
+}
+
+#[test]
+fn a_dry_run_changes_nothing() {
+    let bench = Bench::new(ONE);
+    bench.work("orphan", &[("a", "a")]);
+    let before = names(&bench.home);
+    let (code, document) = bench.foreman(&["gc", "--dry-run", "--force"]);
+    assert_eq!((code, document["evicted"].as_array().unwrap().len()), (0, 1));
+    assert_eq!(document["freed_bytes"], 1);
+    assert_eq!(names(&bench.home), before);
+    // Below the threshold nothing moves either.
+    let (code, document) = bench.foreman(&["gc", "--threshold", "100"]);
+    assert_eq!((code, document["evicted"].as_array().unwrap().len()), (0, 0));
+    assert!(document["skipped"].as_str().unwrap().ends_with("room is made from 100 % on"), "{document}");
+    assert!(bench.layout.work_root().join("orphan/a").exists());
+    let (code, document) = bench.foreman(&["gc", "--threshold", "0"]);
+    assert_eq!((code, document["evicted"].as_array().unwrap().len()), (0, 1));
+    assert!(!bench.layout.work_root().join("orphan").exists());
+}
+
+#[test]
+fn a_pin_keeps_and_its_end_lets_go() {
+    let bench = Bench::new(ONE);
+    bench.work("orphan", &[("a", "a")]);
+    let (code, document) = bench.foreman(&["pin", "orphan", "--reason", "compare"]);
+    assert_eq!(code, 0);
+    let file = PathBuf::from(document["file"].as_str().unwrap());
+    let pin: Pin = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    assert_eq!((pin.subject.as_str(), pin.reason.as_deref()), ("orphan", Some("compare")));
+    assert!(file.starts_with(bench.layout.control().join("pins")));
+    let report = bench.gc();
+    assert!(went(&report).is_empty() && why_kept(&report, "orphan").ends_with(": compare"), "{report:?}");
+    assert_eq!(bench.foreman(&["storage"]).1["pins"][0]["subject"], "orphan");
+    assert_eq!(bench.foreman(&["unpin", "orphan"]).0, 0);
+    assert_eq!(bench.foreman(&["unpin", "orphan"]).0, 3);
+    assert_eq!(bench.foreman(&["pin", "no-such-thing"]).0, 3);
+
+    // By path.
+    let path = bench.layout.work_root().join("orphan").display().to_string();
+    assert_eq!(bench.foreman(&["pin", &path]).0, 0);
+    assert!(went(&bench.gc()).is_empty());
+    assert_eq!(bench.foreman(&["unpin", &path]).0, 0);
+    assert_eq!(went(&bench.gc()), ["orphan"]);
+}
+
+#[test]
+fn a_demoted_part_is_still_what_its_result_says() {
+    let bench = Bench::new(ONE);
+    let artifact = bench.work("done", &[("artifact/report.txt", "good"), ("stage/x", "x")]).join("artifact");
+    bench.finished("done", &artifact, 400);
+    assert_eq!(bench.foreman(&["verify", "done"]).0, 0);
+    let (code, document) = bench.foreman(&["demote", "done", "--dry-run"]);
+    assert_eq!((code, artifact.exists()), (0, true));
+    let to = bench.home.join("cold/a/bench/artifacts/done");
+    assert_eq!(document["to"], to.display().to_string());
+    assert_eq!(bench.foreman(&["demote", "done"]).0, 0);
+    let (code, document) = bench.foreman(&["verify", "done"]);
+    assert_eq!((code, &document["artifact"]), (0, &json!(to)), "{document}");
+    assert!(!artifact.exists());
+    let sidecar = bench.layout.station(Station::Finished).join("done.result.json");
+    let result: Value = serde_json::from_slice(&fs::read(sidecar).unwrap()).unwrap();
+    assert_eq!((&result["demoted_from"], &result["kept_field"]), (&json!(artifact), &json!([1, 2])));
+    assert_eq!(bench.foreman(&["demote", "done"]).0, 9);
+    // Nothing keeps its work folder now.
+    assert_eq!(went(&bench.gc()), ["done"]);
+}
+
+#[test]
+fn a_demotion_cut_anywhere_leaves_an_artifact_that_the_result_names() {
+    let mut step = 1;
+    loop {
+        let bench = Bench::new(ONE);
+        let artifact = bench.work("done", &[("artifact/report.txt", "good")]).join("artifact");
+        bench.finished("done", &artifact, 400);
+        let part = shelf::find(&bench.layout, "done").unwrap().remove(0);
+        let cut = Cut::at(step);
+        let once = |steps: &dyn Steps| {
+            let options = DemoteOptions { dry_run: false, now: Utc::now(), steps };
+            demote(&bench.layout, &bench.node(), &part, &options)
+        };
+        let done = once(&cut);
+        let named = || {
+            let sidecar = bench.layout.station(Station::Finished).join("done.result.json");
+            let result: Value = serde_json::from_slice(&fs::read(sidecar).unwrap()).unwrap();
+            PathBuf::from(result["forged_dir"].as_str().unwrap())
+        };
+        assert_eq!(names(&named())["report.txt"], "good", "step {step}");
+        if done.is_ok() {
+            break;
+        }
+        if named() == artifact {
+            once(&NoSteps).unwrap();
+        }
+        assert_eq!(named(), bench.home.join("cold/a/bench/artifacts/done"), "step {step}");
+        assert_eq!(names(&named())["report.txt"], "good", "step {step}");
+        step += 1;
+    }
+    assert!(step > 8, "only {step} steps were cut");
+}
+
+#[test]
+fn an_artifact_that_is_not_what_its_result_says_stays_where_it_is() {
+    let bench = Bench::new(ONE);
+    let artifact = bench.work("done", &[("artifact/report.txt", "good")]).join("artifact");
+    bench.finished("done", &artifact, 400);
+    write_old(&artifact.join("report.txt"), "evil");
+    let (code, document) = bench.foreman(&["demote", "done"]);
+    assert_eq!(code, 9);
+    assert!(document["error"]["message"].as_str().unwrap().contains("not what its result says"), "{document}");
+    assert_eq!(names(&artifact)["report.txt"], "evil");
+    assert_eq!(fs::read_dir(bench.home.join("cold/a/bench/artifacts")).unwrap().count(), 1, "only the lock");
+}
+
+#[test]
+fn the_daemons_hand_makes_room_when_it_is_asked() {
+    let bench = Bench::new(&format!("[storage]\ngc_threshold_pct = 100\n{ONE}"));
+    bench.work("orphan", &[("a", "a")]);
+    let caretaker = Caretaker::start(&bench.layout);
+    assert!(bench.layout.work_root().join("orphan").exists(), "there is room enough");
+    caretaker.relieve(Bytes(u64::MAX / 2), &|| false);
+    assert!(!bench.layout.work_root().join("orphan").exists());
+    assert!(bench.archived("a").join("orphan/a").exists());
+}
