@@ -73,6 +73,9 @@ impl FilesystemKind {
     /// a hub cache are links) when that is the worse one.
     pub fn of_weights(path: &Path) -> std::io::Result<Self> {
         let own = Self::of(path)?;
+        if matches!(own.concern(), Concern::Unfit(_)) {
+            return Ok(own);
+        }
         let Ok(entries) = std::fs::read_dir(path) else { return Ok(own) };
         let kinds = entries.flatten().filter_map(|entry| Self::of(&entry.path()).ok());
         let rank = |kind: &FilesystemKind| match kind.concern() {

@@ -80,6 +80,9 @@ pub enum Kind {
     Link(PathBuf),
 }
 
+/// The lock of a work folder: it says who is at it, and is no part of the work.
+const CLAIM: &str = ".claim.lock";
+
 /// Everything in `root`, folders before what is in them. Nothing outside is looked at.
 pub fn list(root: &Path, links: Links) -> Result<Vec<Entry>, StorageError> {
     let mut out = Vec::new();
@@ -90,7 +93,10 @@ pub fn list(root: &Path, links: Links) -> Result<Vec<Entry>, StorageError> {
         if entry.kind == Kind::Folder {
             for child in fs::read_dir(&full).map_err(StorageError::io("list", &full))? {
                 let child = child.map_err(StorageError::io("list", &full))?;
-                open.push(entry.path.join(child.file_name()));
+                let path = entry.path.join(child.file_name());
+                if path != Path::new(CLAIM) {
+                    open.push(path);
+                }
             }
         }
         out.push(entry);

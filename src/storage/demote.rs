@@ -9,13 +9,13 @@ use serde_json::{Map, Value};
 
 use super::archive::Archive;
 use super::copy::{self, Links, Step, Steps};
-use super::lock::StorageLock;
+use super::lock::{self, StorageLock};
 use super::receipt::{Receipt, beside};
 use super::tier::{self, TierState};
 use super::{StorageError, archive};
 use crate::line::lock::MovesLock;
 use crate::line::moves::Mover;
-use crate::line::{ClaimLock, Layout, PartEntry, ResultRecord, Station, record};
+use crate::line::{Layout, PartEntry, ResultRecord, Station, record};
 use crate::node::{ColdPurpose, Mounts, Node};
 use crate::units::Bytes;
 
@@ -92,13 +92,15 @@ pub fn demote(
     if options.dry_run {
         return Ok(demoted);
     }
-    let Some(_claim) = ClaimLock::acquire(layout, &part.name)? else {
+    let Some(_claim) = lock::claim(layout, &part.name)? else {
         return Err(refused("a living worker holds its claim".into()));
     };
     let archive = Archive { layout, host: &node.name, steps: options.steps, now: options.now };
     let swept = archive::sweep(&area);
     demoted.notes.extend(swept);
-    let receipt = archive.place(&from, &area, part.name.base(), "artifact")?;
+    // What a failed copy left would only fill the cold disk.
+    let placed = archive.place(&from, &area, part.name.base(), "artifact");
+    let receipt = placed.inspect_err(|_| drop(archive::sweep(&area)))?;
     demoted.to.clone_from(&receipt.to);
     if let Some(wrong) = differs(&receipt, &result) {
         archive.remove(&receipt.to)?;

@@ -13,12 +13,13 @@ use serde::Serialize;
 
 use super::archive::{self, Archive};
 use super::copy::{self, Links, Steps};
-use super::lock::StorageLock;
+use super::lock::{self, StorageLock};
 use super::sources::{self, Cache, CachedModel};
 use super::tier::{self, TierState};
 use super::uses::{Reason, Uses};
 use super::{StorageError, rest};
-use crate::line::{ClaimLock, Layout, PartName, shelf};
+use crate::line::lock::MovesLock;
+use crate::line::{Layout, PartName, shelf};
 use crate::node::{ColdPurpose, ColdTier, Mounts, Node};
 use crate::units::Bytes;
 
@@ -227,8 +228,8 @@ impl Gc<'_> {
         let text = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let name = PartName::new(&text).map_err(|_| "it is not named like a work folder".to_owned())?;
         let entries = copy::list(path, Links::Keep).map_err(StorageError::one_line)?;
-        // Asking for the claim makes its file; that is no change of the work.
-        let inside = entries.iter().filter(|e| !e.path.as_os_str().is_empty() && e.path != Path::new(".claim.lock"));
+        // Asking for the claim makes its file in the folder; that is no change of the work.
+        let inside = entries.iter().filter(|entry| !entry.path.as_os_str().is_empty());
         let newest = inside.map(|entry| entry.modified).max().or_else(|| entries.first().map(|e| e.modified));
         let changed = newest.and_then(|(s, ns)| DateTime::from_timestamp(s, ns as u32)).unwrap_or(self.options.now);
         Ok(Folder { path: path.to_owned(), name, bytes: copy::bytes_of(&entries), changed })
@@ -260,17 +261,17 @@ impl Gc<'_> {
         }
         let mut passed = Vec::new();
         let chosen = tier::choose(states, folder.bytes, &mut passed);
+        for note in passed {
+            if !self.report.notes.contains(&note) {
+                self.report.notes.push(note);
+            }
+        }
         if let Some(tier) = chosen {
             if only_artifact {
                 reasons.push(format!("`foreman demote {}` moves it to cold", folder.name.base()));
                 return self.keep(&folder.path, folder.bytes, reasons);
             }
             return self.move_folder(folder, tier, uses);
-        }
-        for note in passed {
-            if !self.report.notes.contains(&note) {
-                self.report.notes.push(note);
-            }
         }
         let again = retired.map(|retired| rest::of(&folder.path, &retired.artifact)).unwrap_or_default();
         if again.bytes > Bytes(0) {
@@ -311,10 +312,10 @@ impl Gc<'_> {
 
     fn really_move(&self, folder: &Folder, area: &Path) -> Result<PathBuf, StorageError> {
         // Held until the folder is gone: no attempt can begin in it.
-        let Some(_claim) = ClaimLock::acquire(self.layout, &folder.name)? else {
+        let Some(_claim) = lock::claim(self.layout, &folder.name)? else {
             return Err(changed_hands(folder, "a worker has claimed it meanwhile"));
         };
-        let uses = Uses::gather(self.layout, self.node, self.options.now)?;
+        let uses = self.uses_now()?;
         let held = |used: &&super::uses::Use| used.reason != Reason::Claim;
         if uses.of(&folder.path).into_iter().any(|used| held(&used)) || !uses.doubts(&folder.path).is_empty() {
             return Err(changed_hands(folder, "it came into use meanwhile"));
@@ -329,10 +330,16 @@ impl Gc<'_> {
         Ok(receipt.to)
     }
 
+    /// What is in use at this moment: no part is on its way between two stations while it is read.
+    fn uses_now(&self) -> Result<Uses, StorageError> {
+        let _moves = MovesLock::acquire(self.layout)?;
+        Uses::gather(self.layout, self.node, self.options.now)
+    }
+
     fn delete_rest(&mut self, folder: &Folder, again: &rest::Rest) {
         let because = "weights its stages made on the way: they can be made again, and no cold tier takes them";
         let delete = || -> Result<(), StorageError> {
-            let Some(_claim) = ClaimLock::acquire(self.layout, &folder.name)? else {
+            let Some(_claim) = lock::claim(self.layout, &folder.name)? else {
                 return Err(changed_hands(folder, "a worker has claimed it meanwhile"));
             };
             if shelf::find(self.layout, folder.name.base())?.len() != 1 {
@@ -358,7 +365,9 @@ impl Gc<'_> {
         let problem = result.err().map(StorageError::one_line);
         if problem.is_none() {
             self.report.freed_bytes = self.report.freed_bytes + bytes;
-            self.report.after = self.report.before.relieved(self.report.freed_bytes);
+            let planned = self.report.before.relieved(self.report.freed_bytes);
+            let measured = || Pressure::of(self.layout.root()).unwrap_or(planned);
+            self.report.after = if self.options.dry_run { planned } else { measured() };
         }
         self.report.evicted.push(Evicted { path, bytes, action, because: because.into(), problem });
     }
@@ -391,6 +400,7 @@ impl Gc<'_> {
         let dry = self.options.dry_run;
         if let Some(peer) = sources::peer_with(model, self.node, !dry, self.options.steps) {
             let remove = || {
+                self.still_idle(model)?;
                 self.archive.remove(&model.path)?;
                 self.archive.tell(&model.path, model.bytes, "deleted")
             };
@@ -418,11 +428,22 @@ impl Gc<'_> {
             let (area, name) = (to.parent().unwrap_or(&tier.path), to.file_name().unwrap_or_default());
             let receipt = self.archive.place(&model.path, area, &name.to_string_lossy(), "source")?;
             self.archive.keep_receipt(&receipt);
+            self.still_idle(model)?;
             self.archive.remove(&model.path)?;
             self.archive.tell(&model.path, model.bytes, &format!("moved_to_cold:{}", receipt.to.display()))
         };
         let done = if dry { Ok(()) } else { remove() };
         self.left(model, action, because, done, cache)
+    }
+
+    /// Copies and hashes take their time: a part may have come that needs the model.
+    fn still_idle(&self, model: &CachedModel) -> Result<(), StorageError> {
+        let uses = self.uses_now()?;
+        if uses.of(&model.path).is_empty() && uses.model_doubts().next().is_none() {
+            return Ok(());
+        }
+        let what = model.path.display().to_string();
+        Err(StorageError::Refused { what, reason: "it came into use meanwhile".into() })
     }
 
     /// A cache on another disk frees nothing on the hot one.

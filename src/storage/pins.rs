@@ -21,6 +21,9 @@ pub struct Pin {
     pub at: String,
 }
 
+/// A file in the folder of pins, and what it says.
+pub type PinFile = (PathBuf, Result<Pin, LineError>);
+
 impl Pin {
     pub fn new(subject: &str, reason: Option<String>, at: DateTime<Utc>) -> Pin {
         Pin { subject: subject.to_owned(), reason, at: stamp::seconds(at) }
@@ -59,7 +62,7 @@ pub fn unpin(layout: &Layout, subject: &str) -> Result<Option<PathBuf>, StorageE
 }
 
 /// Every file in the folder of pins: the pin, or why it cannot be read. Sorted by name.
-pub fn read(layout: &Layout) -> Result<Vec<(PathBuf, Result<Pin, LineError>)>, StorageError> {
+pub fn read(layout: &Layout) -> Result<Vec<PinFile>, StorageError> {
     let dir = folder(layout);
     let entries = match std::fs::read_dir(&dir) {
         Ok(entries) => entries,

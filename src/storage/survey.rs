@@ -126,7 +126,7 @@ fn network(tier: &crate::node::NetworkTier) -> NetworkState {
     NetworkState { name: tier.name.clone(), kind: tier.kind, endpoint: tier.endpoint.clone(), usable, note }
 }
 
-fn pin((file, pin): (PathBuf, Result<pins::Pin, crate::line::LineError>)) -> PinState {
+fn pin((file, pin): pins::PinFile) -> PinState {
     match pin {
         Ok(pin) => PinState { file, subject: Some(pin.subject), reason: pin.reason, at: Some(pin.at), problem: None },
         Err(error) => PinState { file, subject: None, reason: None, at: None, problem: Some(error.to_string()) },

@@ -41,6 +41,11 @@ impl TierState {
 
 /// Looks at a tier without writing to it.
 pub fn look(tier: &ColdTier, layout: &Layout, mounts: &Mounts) -> TierState {
+    with_room(described(tier, layout, mounts))
+}
+
+/// What can be said of a tier but for its room.
+fn described(tier: &ColdTier, layout: &Layout, mounts: &Mounts) -> TierState {
     let kind = FilesystemKind::of(&tier.path).ok();
     let mut state = TierState {
         name: tier.name.clone(),
@@ -61,13 +66,16 @@ pub fn look(tier: &ColdTier, layout: &Layout, mounts: &Mounts) -> TierState {
         state.refused = Some(format!("{} is not there, or no folder (not mounted?)", tier.path.display()));
         return state;
     }
+    if state.concern.is_none()
+        && let (Ok(here), Ok(line)) = (device_of(&tier.path), device_of(layout.root()))
+        && here == line
+    {
+        state.concern = Some("it lies on the line's own disk: what is moved there frees nothing");
+    }
     let holds_line = layout.root().canonicalize().ok().and_then(|root| mounts.holding(&root).cloned());
     state.refused = not_mounted(tier, state.mount.as_ref(), holds_line.as_ref(), kind, on_root_disk(&tier.path));
     state.free = free_bytes(&tier.path).unwrap_or_default();
     state.total = total_bytes(&tier.path).unwrap_or_default();
-    if state.refused.is_none() && state.room() == Bytes(0) {
-        state.refused = Some(format!("full: {} free, {} stay free", state.free, state.min_free));
-    }
     if state.refused.is_none() && rustix::fs::access(&tier.path, rustix::fs::Access::WRITE_OK).is_err() {
         state.refused = Some(format!("{} cannot be written", tier.path.display()));
     }
@@ -76,11 +84,18 @@ pub fn look(tier: &ColdTier, layout: &Layout, mounts: &Mounts) -> TierState {
 
 /// Looks at a tier and writes a probe: only such a tier takes anything.
 pub fn verify(tier: &ColdTier, layout: &Layout, mounts: &Mounts) -> TierState {
-    let mut state = look(tier, layout, mounts);
+    let mut state = described(tier, layout, mounts);
     if state.refused.is_none()
         && let Err(error) = probe(&tier.path)
     {
         state.refused = Some(format!("{} cannot be written: {error}", tier.path.display()));
+    }
+    with_room(state)
+}
+
+fn with_room(mut state: TierState) -> TierState {
+    if state.refused.is_none() && state.room() == Bytes(0) {
+        state.refused = Some(format!("full: {} free, {} stay free", state.free, state.min_free));
     }
     state
 }

@@ -30,6 +30,7 @@ mod rewriting;
 mod rotation;
 mod stages;
 mod storage;
+mod storage_moves;
 mod storage_sources;
 mod target;
 mod tokenizers;

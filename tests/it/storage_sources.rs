@@ -1,18 +1,17 @@
 //! Models that are cached and models that peers have.
 
 use std::fs;
-use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use factoryline::line::Station;
 use factoryline::node::{FoundBy, Resolver};
 use factoryline::recipe::RecipeFile;
 use factoryline::storage::sources::STAMP;
-use factoryline::storage::{NoSteps, Step, Steps, fetch, touch_source};
+use factoryline::storage::{NoSteps, fetch, touch_source};
 
 use crate::storage::{Bench, names, write_old};
+use crate::storage_moves::Cut;
 
 const PEER: &str = "[[storage.network]]\nname = \"p\"\nkind = \"peer\"\nendpoint = \"file://HOME/peer\"\n";
 
@@ -94,18 +93,6 @@ fn a_recipe_that_cannot_be_read_keeps_every_model() {
     assert_eq!(bench.gc().evicted[0].action, "deleted");
 }
 
-/// Counts steps, and stops the world at one of them.
-struct Cut(AtomicUsize);
-
-impl Steps for Cut {
-    fn at(&self, _: Step<'_>) -> io::Result<()> {
-        match self.0.fetch_sub(1, Ordering::Relaxed) {
-            0 | 1 => Err(io::Error::other("the power went")),
-            _ => Ok(()),
-        }
-    }
-}
-
 #[test]
 fn a_model_of_a_peer_is_copied_here_before_it_is_used() {
     for (cold, cache) in [
@@ -123,7 +110,7 @@ fn a_model_of_a_peer_is_copied_here_before_it_is_used() {
             let recipe = recipe(&bench, "x", "org/m");
             let node = bench.node();
             let here = bench.home.join(cache).join("org/m");
-            let cut = Cut(AtomicUsize::new(step));
+            let cut = Cut::at(step);
             let done = fetch::bring(&recipe, &node, &bench.layout, &cut);
             if done.is_ok() {
                 break;
