@@ -9,9 +9,11 @@ use factoryline::node::{FoundBy, Resolver};
 use factoryline::recipe::RecipeFile;
 use factoryline::storage::sources::STAMP;
 use factoryline::storage::{NoSteps, fetch, touch_source};
+use serde_json::{Value, json};
 
 use crate::storage::{Bench, names, write_old};
 use crate::storage_moves::Cut;
+use crate::worker::fixture;
 
 const PEER: &str = "[[storage.network]]\nname = \"p\"\nkind = \"peer\"\nendpoint = \"file://HOME/peer\"\n";
 
@@ -160,4 +162,41 @@ fn a_peer_by_address_is_shown_and_not_used() {
     let notes: Vec<&str> =
         document["network"].as_array().unwrap().iter().map(|t| t["note"].as_str().unwrap()).collect();
     assert_eq!(notes, ["nothing is fetched over the network in this version"; 2]);
+}
+
+#[test]
+fn a_part_is_built_from_a_peers_model_and_its_artifact_demoted() {
+    let bench = Bench::new(&format!("[[storage.cold]]\nname = \"a\"\npath = \"HOME/cold/a\"\n{PEER}"));
+    for (name, bytes) in fs::read_dir(fixture("llama")).unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        (entry.file_name(), fs::read(entry.path()).unwrap())
+    }) {
+        fs::create_dir_all(bench.home.join("peer/org/tiny")).unwrap();
+        fs::write(bench.home.join("peer/org/tiny").join(name), bytes).unwrap();
+    }
+    let recipe = json!({
+        "name": "tiny", "version": "1.0.0", "source": {"baseModel": "org/tiny", "architecture": "llama"},
+        "stages": [{"type": "quant", "format": "gguf", "quantTypes": ["Q8_0"]}],
+    });
+    fs::write(bench.layout.station(Station::Intake).join("tiny.alloy.json"), recipe.to_string()).unwrap();
+    let (code, document) = bench.foreman(&["run", "--drain"]);
+    assert_eq!((code, &document["finished"]), (0, &json!(1)), "{document} {}", names_in(&bench, "rework"));
+    let plan = fs::read_to_string(bench.layout.work_root().join("tiny/plan.json")).unwrap();
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    assert_eq!(plan["source"]["path"], json!(bench.layout.root().join("cache/sources/org/tiny")));
+    let events = fs::read_to_string(bench.layout.events()).unwrap();
+    assert_eq!(events.matches("\"line/fetched\"").count(), 1);
+
+    let (code, document) = bench.foreman(&["demote", "tiny"]);
+    assert_eq!(code, 0, "{document}");
+    let (code, verified) = bench.foreman(&["verify", "tiny"]);
+    assert_eq!((code, &verified["artifact"]), (0, &document["to"]), "{verified}");
+    // Its work is kept for a week, and its model as long as it stands here.
+    let report = bench.gc();
+    assert!(report.evicted.is_empty(), "{:?}", report.evicted);
+    assert_eq!(bench.foreman(&["storage"]).1["caches"][0]["models"][0]["name"], "org/tiny");
+}
+
+fn names_in(bench: &Bench, station: &str) -> String {
+    format!("{:?}", names(&bench.layout.line().join(station)))
 }
