@@ -208,7 +208,11 @@ impl Gc<'_> {
         if !self.is_due() {
             self.report.skipped = Some(self.enough());
         }
-        let states = self.states(tier::serving(self.node, ColdPurpose::WorkArchive));
+        let mut states = self.states(tier::serving(self.node, ColdPurpose::WorkArchive));
+        if !self.options.force {
+            // A copy on the same disk would even take room first.
+            states = states.into_iter().map(tier::must_free).collect();
+        }
         let mut folders = Vec::new();
         for path in folders_in(&self.layout.work_root())? {
             match self.look_at(&path) {

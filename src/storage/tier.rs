@@ -28,9 +28,14 @@ pub struct TierState {
     pub free: Bytes,
     pub total: Bytes,
     pub min_free: Bytes,
-    /// What to mind about this kind of filesystem.
+    /// It lies on the line's own disk: what is moved there frees nothing.
+    pub same_disk: bool,
+    /// What to mind about it.
     pub concern: Option<&'static str>,
 }
+
+/// Why a tier on the line's own disk is no place to make room.
+const FREES_NOTHING: &str = "it lies on the line's own disk: what is moved there frees nothing";
 
 impl TierState {
     /// Bytes it can still take above its reserve.
@@ -57,6 +62,7 @@ fn described(tier: &ColdTier, layout: &Layout, mounts: &Mounts) -> TierState {
         free: Bytes(0),
         total: Bytes(0),
         min_free: tier.min_free,
+        same_disk: false,
         concern: kind.and_then(|kind| match kind.concern() {
             Concern::None => None,
             Concern::Discouraged(why) | Concern::Unfit(why) => Some(why),
@@ -66,11 +72,12 @@ fn described(tier: &ColdTier, layout: &Layout, mounts: &Mounts) -> TierState {
         state.refused = Some(format!("{} is not there, or no folder (not mounted?)", tier.path.display()));
         return state;
     }
-    if state.concern.is_none()
-        && let (Ok(here), Ok(line)) = (device_of(&tier.path), device_of(layout.root()))
-        && here == line
-    {
-        state.concern = Some("it lies on the line's own disk: what is moved there frees nothing");
+    state.same_disk = match (device_of(&tier.path), device_of(layout.root())) {
+        (Ok(here), Ok(line)) => here == line,
+        _ => false,
+    };
+    if state.same_disk {
+        state.concern = state.concern.or(Some(FREES_NOTHING));
     }
     let holds_line = layout.root().canonicalize().ok().and_then(|root| mounts.holding(&root).cloned());
     state.refused = not_mounted(tier, state.mount.as_ref(), holds_line.as_ref(), kind, on_root_disk(&tier.path));
@@ -96,6 +103,14 @@ pub fn verify(tier: &ColdTier, layout: &Layout, mounts: &Mounts) -> TierState {
 fn with_room(mut state: TierState) -> TierState {
     if state.refused.is_none() && state.room() == Bytes(0) {
         state.refused = Some(format!("full: {} free, {} stay free", state.free, state.min_free));
+    }
+    state
+}
+
+/// Refuses a tier that is no use when room is to be made.
+pub fn must_free(mut state: TierState) -> TierState {
+    if state.same_disk && state.refused.is_none() {
+        state.refused = Some(FREES_NOTHING.to_owned());
     }
     state
 }

@@ -357,7 +357,11 @@ fn a_dry_run_changes_nothing() {
     assert_eq!((code, document["evicted"].as_array().unwrap().len()), (0, 0));
     assert!(document["skipped"].as_str().unwrap().ends_with("room is made from 100 % on"), "{document}");
     assert!(bench.layout.work_root().join("orphan/a").exists());
+    // A cold tier on the line's own disk makes no room; only --force moves things there.
     let (code, document) = bench.foreman(&["gc", "--threshold", "0"]);
+    assert_eq!((code, document["evicted"].as_array().unwrap().len(), &document["skipped"]), (0, 0, &Value::Null));
+    assert!(document["notes"][0].as_str().unwrap().ends_with("what is moved there frees nothing"), "{document}");
+    let (code, document) = bench.foreman(&["gc", "--force"]);
     assert_eq!((code, document["evicted"].as_array().unwrap().len()), (0, 1));
     assert!(!bench.layout.work_root().join("orphan").exists());
 }
@@ -389,11 +393,17 @@ fn a_pin_keeps_and_its_end_lets_go() {
 
 #[test]
 fn the_daemons_hand_makes_room_when_it_is_asked() {
-    let bench = Bench::new(&format!("[storage]\ngc_threshold_pct = 100\n{ONE}"));
-    bench.work("orphan", &[("a", "a")]);
+    let bench = Bench::new("[storage]\ngc_threshold_pct = 100\n");
+    let listed = r#"{"stages": {"00": {"outputs": [{"path": "stage/model.gguf", "size": 1}]}}}"#;
+    let files = [("stage/model.gguf", "w"), ("artifact/x", "x"), (".stage-checkpoints.json", listed)];
+    let work = bench.work("done", &files);
+    bench.finished("done", &work.join("artifact"), 400);
     let caretaker = Caretaker::start(&bench.layout);
-    assert!(bench.layout.work_root().join("orphan").exists(), "there is room enough");
+    caretaker.relieve(Bytes(0), &|| false);
+    assert!(work.join("stage/model.gguf").exists(), "there is room enough");
+    // What did not help a moment ago is not tried again at once.
     caretaker.relieve(Bytes(u64::MAX / 2), &|| false);
-    assert!(!bench.layout.work_root().join("orphan").exists());
-    assert!(bench.archived("a").join("orphan/a").exists());
+    assert!(work.join("stage/model.gguf").exists());
+    Caretaker::start(&bench.layout).relieve(Bytes(u64::MAX / 2), &|| false);
+    assert!(!work.join("stage/model.gguf").exists() && work.join("artifact/x").exists());
 }
