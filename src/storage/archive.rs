@@ -182,13 +182,14 @@ impl Archive<'_> {
 /// got their name (their source is still there).
 pub fn sweep(area: &Path) -> Vec<String> {
     let mut notes = Vec::new();
-    if !area.is_dir() {
+    // Nothing to do: then nothing is written either, not even a lock.
+    if !entries(area).iter().any(|path| is_incoming(path) || is_receipt(path)) {
         return notes;
     }
     let Ok(_area) = lock::area(area) else { return notes };
     for path in entries(area) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with('.') && name.ends_with(INCOMING) {
+        if is_incoming(&path) {
             let done = if drop_all(&path).is_ok() { "removed" } else { "could not remove" };
             notes.push(format!("{done} {}, left by an interrupted copy", path.display()));
         } else if let Some(copy) = name.strip_suffix(".receipt.json") {
@@ -211,6 +212,15 @@ pub fn sweep_aside(work: &Path) -> Vec<String> {
         }
     }
     notes
+}
+
+fn is_incoming(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with('.') && name.ends_with(INCOMING)
+}
+
+fn is_receipt(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".receipt.json"))
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {

@@ -171,7 +171,10 @@ pub fn copy(from: &Path, to: &Path, links: Links, steps: &dyn Steps) -> Result<V
         receipts.push(receipt);
     }
     for folder in entries.iter().rev().filter(|entry| entry.kind == Kind::Folder) {
-        super::pins::sync(&below(to, &folder.path))?;
+        let target = below(to, &folder.path);
+        // Never so tight that its owner could not move or remove it.
+        let _ = fs::set_permissions(&target, fs::Permissions::from_mode(folder.mode & 0o7777 | 0o700));
+        super::pins::sync(&target)?;
     }
     check(to, &receipts, steps)?;
     if list(from, links)? != entries {

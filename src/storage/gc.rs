@@ -177,15 +177,19 @@ impl Gc<'_> {
         if self.options.dry_run {
             return;
         }
-        let mut notes = archive::sweep_aside(&self.layout.work_root());
-        for (_, cache) in sources::places(self.layout, self.node) {
-            notes.extend(archive::sweep_aside(&cache));
-        }
-        for tier in self.node.cold.iter().filter(|tier| tier.path.is_dir()) {
-            for what in ["work", "artifacts"] {
-                notes.extend(archive::sweep(&tier::area(&tier.path, self.node, what)));
-            }
-        }
+        // Where things are set aside: beside what they were, which is at most one folder down.
+        let work = self.layout.work_root();
+        let caches: Vec<PathBuf> = sources::places(self.layout, self.node).into_iter().map(|(_, path)| path).collect();
+        let with_folders = |dir: &PathBuf| [vec![dir.clone()], folders_in(dir).unwrap_or_default()].concat();
+        let caches: Vec<PathBuf> = caches.iter().flat_map(with_folders).collect();
+        let mut notes: Vec<String> =
+            with_folders(&work).iter().chain(&caches).flat_map(|dir| archive::sweep_aside(dir)).collect();
+        let areas = self
+            .node
+            .cold
+            .iter()
+            .flat_map(|tier| ["work", "artifacts"].map(|what| tier::area(&tier.path, self.node, what)));
+        notes.extend(areas.chain(caches.iter().cloned()).flat_map(|area| archive::sweep(&area)));
         self.report.notes.extend(notes);
     }
 

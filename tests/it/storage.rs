@@ -101,6 +101,16 @@ impl Bench {
         (said.status.code().unwrap(), document)
     }
 
+    /// What a person reads: stdout, then stderr, blanks and paths made equal everywhere.
+    fn read(&self, words: &[&str]) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_foreman"));
+        command.env("HF_HUB_CACHE", self.home.join("hub")).current_dir(&self.home);
+        let said = command.args(words).arg("--root").arg(self.layout.root()).output().unwrap();
+        let text = [said.stdout, b"--\n".to_vec(), said.stderr].concat();
+        let text = String::from_utf8(text).unwrap().replace(&self.home.display().to_string(), "HOME");
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") + "\n").collect()
+    }
+
     pub fn archived(&self, tier: &str) -> PathBuf {
         self.home.join("cold").join(tier).join("bench/work")
     }
@@ -406,4 +416,34 @@ fn the_daemons_hand_makes_room_when_it_is_asked() {
     assert!(work.join("stage/model.gguf").exists());
     Caretaker::start(&bench.layout).relieve(Bytes(u64::MAX / 2), &|| false);
     assert!(!work.join("stage/model.gguf").exists() && work.join("artifact/x").exists());
+}
+
+#[test]
+fn what_goes_and_what_stays_is_said_in_words() {
+    let usb = "[[storage.cold]]\nname = \"usb\"\npath = \"HOME/usb\"\n";
+    let bench = Bench::new(&format!("{usb}{ONE}"));
+    bench.work("orphan", &[("a", "abc")]);
+    bench.work("parked", &[("a", "abcd")]);
+    bench.part(Station::Deferred, "parked", "nothing/like-it");
+    fs::write(bench.layout.station(Station::Rework).join("torn.alloy.json"), "{").unwrap();
+    insta::assert_snapshot!(bench.read(&["gc", "--dry-run", "--force", "--explain"]), @r#"
+    HOME/root/work/orphan -> HOME/cold/a/bench/work/orphan 3 B (no part on the line needs it)
+    KEPT BYTES WHY
+    HOME/root/work/parked 4 B parked.alloy.json stands in deferred
+    --
+    warning: HOME/root/line/rework/torn.alloy.json cannot be read: what it could own is kept (recipe HOME/root/line/rework/torn.alloy.json, line 1, column 2: the file ends where a key in double quotes should follow)
+    cold tier "usb" passed over: HOME/usb is not there, or no folder (not mounted?)
+    nothing was changed (--dry-run)
+    "#);
+    let shown = bench.read(&["storage"]);
+    let (_, work) = shown.split_once("\n\n").unwrap();
+    insta::assert_snapshot!(work, @r"
+    2 work folders, 7 B
+    WORK BYTES IN USE
+    parked 4 B parked.alloy.json stands in deferred
+    orphan 3 B nobody needs it
+    --
+    warning: HOME/root/line/rework/torn.alloy.json cannot be read: what it could own is kept (recipe HOME/root/line/rework/torn.alloy.json, line 1, column 2: the file ends where a key in double quotes should follow)
+    ");
+    assert!(shown.contains("REFUSED: HOME/usb is not there, or no folder (not mounted?)"), "{shown}");
 }

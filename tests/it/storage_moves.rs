@@ -185,6 +185,10 @@ fn a_demotion_cut_anywhere_leaves_an_artifact_that_the_result_names() {
         }
         assert_eq!(named(), bench.home.join("cold/a/bench/artifacts/done"), "step {step}");
         assert_eq!(names(&named())["report.txt"], "good", "step {step}");
+        bench.gc();
+        let left: Vec<String> =
+            names(&bench.layout.work_root()).into_keys().filter(|n| n.contains("evicted")).collect();
+        assert_eq!(left, Vec::<String>::new(), "step {step}");
         step += 1;
     }
     assert!(step > 8, "only {step} steps were cut");
