@@ -12,6 +12,7 @@ pub mod codec;
 pub mod engine;
 pub mod family;
 pub mod model;
+pub mod storage;
 
 pub mod assay;
 pub mod compress;

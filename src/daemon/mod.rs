@@ -38,6 +38,7 @@ use crate::line::pause::Pause;
 use crate::line::recovery::{self, table};
 use crate::line::{ErrorRecord, EventLog, HeartbeatWriter, Layout, LineLock, Needs, outcome};
 use crate::node::{Room, free_bytes};
+use crate::storage::Caretaker;
 use build::Ending;
 use doorbell::{Ring, SignalWatch, Watch};
 use intake::{Admission, Intake, Picking, Waiting};
@@ -63,7 +64,8 @@ pub fn run(options: &DaemonOptions, observer: &dyn DaemonObserver) -> Outcome<Su
     let (host, interval) = (&*options.config.host, options.config.heartbeat);
     let heart = HeartbeatWriter::telling(&layout, host, interval, move |beat| desk.beat(beat));
     let events = EventLog::new(&layout, &*options.config.host);
-    let floor = Floor { layout, options, observer, heart, events, metrics };
+    let caretaker = Caretaker::start(&layout);
+    let floor = Floor { layout, options, observer, heart, events, metrics, caretaker };
     let (bell, rings) = mpsc::channel();
     options.stop.connect(bell.clone());
     let _signals = if options.signals { Some(SignalWatch::start(options.stop.clone())?) } else { None };
@@ -97,6 +99,8 @@ pub(crate) struct Floor<'a> {
     pub events: EventLog,
     /// Dropped after the heartbeat, whose last beat it tells.
     metrics: Metrics,
+    /// Makes room on the disk.
+    pub caretaker: Caretaker,
 }
 
 /// The loop's own state.
@@ -411,8 +415,11 @@ impl Floor<'_> {
     fn check_space(&self) -> Outcome<()> {
         let (root, reserve) = (self.layout.root(), self.options.config.min_free);
         // An unanswered question is no reason to stand still.
-        let free = free_bytes(root).unwrap_or(reserve);
-        if free < reserve {
+        let free = || free_bytes(root).unwrap_or(reserve);
+        if free() < reserve {
+            self.caretaker.relieve(reserve, &|| self.options.stop.is_requested());
+        }
+        if free() < reserve {
             return Err(Fault::resource(format!("less than {reserve} free at {}: nothing is started", root.display()))
                 .hint("free some space, or lower storage.hot.min_free_gb in factory_node.toml"));
         }

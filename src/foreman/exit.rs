@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::fault::{Fault, FaultClass};
 use crate::line::LineError;
 use crate::node::NodeError;
+use crate::storage::StorageError;
 
 /// How a command ended. The numbers are a contract; see `docs/OPERATOR.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -177,6 +178,15 @@ impl From<LineError> for Problem {
         match fault.hint {
             Some(hint) => problem.hinted(hint),
             None => problem,
+        }
+    }
+}
+
+impl From<StorageError> for Problem {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::Line(error) => error.into(),
+            error => Fault::from(error).into(),
         }
     }
 }

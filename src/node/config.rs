@@ -9,6 +9,7 @@ use serde::Serialize;
 use toml::de::DeTable;
 
 use super::error::NodeError;
+use super::filesystem::FilesystemKind;
 use super::reader::{Document, Section};
 use crate::fault::FaultClass;
 use crate::units::Bytes;
@@ -36,9 +37,42 @@ pub struct ColdTier {
     pub name: String,
     pub path: PathBuf,
     pub fs_type: Option<String>,
+    /// True: nothing is written unless a filesystem of its own is mounted there.
+    pub mount: bool,
+    /// What must be mounted there: `UUID=…`, `LABEL=…`, `/dev/…`, or a source as `server:/export`.
+    pub device: Option<String>,
+    /// Left free on this disk.
+    pub min_free: Bytes,
     pub write_mb_per_sec: Option<u64>,
     pub read_mb_per_sec: Option<u64>,
     pub purpose: Vec<ColdPurpose>,
+}
+
+/// What is kept, for how long, and what may lie where.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StorageRules {
+    /// Days the work folder of a part in rework is kept; `None`: for ever.
+    pub rework_keep_days: Option<u64>,
+    /// Days the work folder of a finished part is kept; `None`: for ever.
+    pub finished_keep_days: Option<u64>,
+    /// What one source cache may hold; `None`: as much as there is.
+    pub source_cache: Option<Bytes>,
+    /// Per cent of the hot disk in use above which the line makes room.
+    pub gc_threshold_pct: f64,
+    /// Unfit filesystems the operator answers for.
+    pub allow_unfit_filesystems: Vec<FilesystemKind>,
+}
+
+impl Default for StorageRules {
+    fn default() -> Self {
+        StorageRules {
+            rework_keep_days: Some(30),
+            finished_keep_days: Some(7),
+            source_cache: None,
+            gc_threshold_pct: 85.0,
+            allow_unfit_filesystems: Vec::new(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -216,6 +250,7 @@ pub(super) struct NodeFile {
     pub min_free: Option<Bytes>,
     pub cold: Vec<ColdTier>,
     pub network: Vec<NetworkTier>,
+    pub rules: StorageRules,
     pub max_retries: Option<u64>,
     pub stall: Option<Duration>,
     pub retry_backoff: Option<Duration>,
@@ -283,6 +318,7 @@ impl NodeFile {
             return Err(NodeError::NoDirectory { at, key: "storage.hot.path".into(), path });
         }
         hot.finish()?;
+        self.read_rules(&mut storage)?;
         for (at, mut cold) in storage.sections("cold")? {
             let missing =
                 |key: &str| NodeError::MissingKey { at: at.clone(), table: "storage.cold".into(), key: key.to_owned() };
@@ -290,6 +326,9 @@ impl NodeFile {
                 name: cold.text("name")?.ok_or_else(|| missing("name"))?,
                 path: cold.path("path")?.ok_or_else(|| missing("path"))?,
                 fs_type: cold.text("fs_type")?,
+                mount: cold.flag("mount")?.unwrap_or(false),
+                device: cold.text("device")?,
+                min_free: cold.gigabytes("min_free_gb", 0.0, 1_000_000.0)?.unwrap_or_default(),
                 write_mb_per_sec: cold.whole("write_mb_per_sec", 1..=1_000_000)?,
                 read_mb_per_sec: cold.whole("read_mb_per_sec", 1..=1_000_000)?,
                 purpose: cold_purposes(&mut cold)?,
@@ -323,6 +362,31 @@ impl NodeFile {
             self.network.push(tier);
         }
         storage.finish()
+    }
+
+    fn read_rules(&mut self, storage: &mut Section<'_>) -> Result<(), NodeError> {
+        // 0 days is "for ever": nobody means "at once" by it without losing something.
+        let kept = |days: Option<u64>, default| days.map_or(default, |days| Some(days).filter(|&days| days > 0));
+        let usual = StorageRules::default();
+        let rework = storage.whole("rework_keep_days", 0..=100_000)?;
+        let finished = storage.whole("finished_keep_days", 0..=100_000)?;
+        self.rules = StorageRules {
+            rework_keep_days: kept(rework, usual.rework_keep_days),
+            finished_keep_days: kept(finished, usual.finished_keep_days),
+            source_cache: storage.gigabytes("source_cache_gb", 0.0, 1_000_000.0)?,
+            gc_threshold_pct: storage.number("gc_threshold_pct", 0.0, 100.0)?.unwrap_or(usual.gc_threshold_pct),
+            allow_unfit_filesystems: Vec::new(),
+        };
+        for name in storage.texts("allow_unfit_filesystems")? {
+            match FilesystemKind::named(&name) {
+                Some(kind) => self.rules.allow_unfit_filesystems.push(kind),
+                None => {
+                    let wanted = "9p (drvfs), smb (cifs) or ntfs (ntfs-3g)";
+                    return storage.out_of_range("allow_unfit_filesystems", format!("{name:?}"), wanted);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn read_forge(&mut self, mut forge: Section<'_>) -> Result<(), NodeError> {

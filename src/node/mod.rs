@@ -7,6 +7,8 @@ mod config;
 mod detect;
 mod error;
 mod filesystem;
+mod mounts;
+mod peer;
 mod reader;
 mod resolve;
 mod room;
@@ -21,10 +23,13 @@ use serde::Serialize;
 
 pub use config::{
     ColdPurpose, ColdTier, DeviceChoice, Forge, Grid, HotTier, IoPriority, NetworkKind, NetworkTier, RetryBudget, Role,
+    StorageRules,
 };
 pub use detect::{Gpu, gpu_driver};
 pub use error::{NodeError, Place};
-pub use filesystem::{Concern, FilesystemKind, free_bytes};
+pub use filesystem::{Concern, FilesystemKind, free_bytes, total_bytes};
+pub use mounts::{Mount, Mounts, device_of, is_device};
+pub use peer::LINE_CACHE;
 pub use reader::nearest;
 pub use resolve::{Found, FoundBy, HubCache, Resolver};
 pub use room::Room;
@@ -47,6 +52,8 @@ pub struct Node {
     pub hot: HotTier,
     pub cold: Vec<ColdTier>,
     pub network: Vec<NetworkTier>,
+    /// What is kept, and for how long.
+    pub storage: StorageRules,
     pub forge: Forge,
     /// What is tried again, by class of fault; a class that is not here has its defaults.
     pub retry: BTreeMap<FaultClass, RetryBudget>,
@@ -104,9 +111,7 @@ impl Node {
         for tier in &said.cold {
             note_cold_tier(tier, &mut notes);
         }
-        notes.extend(said.network.iter().map(|tier| {
-            format!("storage.network {:?}: nothing is fetched over the network in this version", tier.name)
-        }));
+        notes.extend(said.network.iter().filter_map(peer::note));
         if let Some(coordinator) = &said.coordinator {
             notes.push(format!("grid.coordinator {coordinator:?}: this version works alone"));
         }
@@ -122,6 +127,7 @@ impl Node {
             hot: HotTier { path: said.hot_path, min_free: said.min_free.unwrap_or_default() },
             cold: said.cold,
             network: said.network,
+            storage: said.rules,
             forge: Forge {
                 max_retries: said.max_retries.unwrap_or(3) as u32,
                 stall: said.stall.unwrap_or(Duration::from_secs(600)),
@@ -165,7 +171,7 @@ impl Node {
         if needed <= free {
             return Ok(Space::Free);
         }
-        let all = filesystem::all_bytes(path).map_err(asked)?.saturating_sub(self.hot.min_free);
+        let all = filesystem::total_bytes(path).map_err(asked)?.saturating_sub(self.hot.min_free);
         if needed > all {
             let place = path.display();
             return Err(Fault::resource(format!("{needed} are needed at {place}, the whole filesystem holds {all}"))

@@ -99,8 +99,17 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// `true` or `false`.
+    pub fn flag(&mut self, key: &'static str) -> Result<Option<bool>, NodeError> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        match value.get_ref() {
+            DeValue::Boolean(flag) => Ok(Some(*flag)),
+            _ => self.wrong(key, value, "true or false"),
+        }
+    }
+
     /// A number with or without a fraction, at least `least` and at most `most`.
-    fn number(&mut self, key: &'static str, least: f64, most: f64) -> Result<Option<f64>, NodeError> {
+    pub fn number(&mut self, key: &'static str, least: f64, most: f64) -> Result<Option<f64>, NodeError> {
         let Some(value) = self.value(key) else { return Ok(None) };
         let number = match value.get_ref() {
             DeValue::Integer(digits) => i64::from_str_radix(digits.as_str(), digits.radix()).ok().map(|n| n as f64),

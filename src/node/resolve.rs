@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{ColdPurpose, Concern, FilesystemKind, Node};
+use super::{ColdPurpose, Concern, FilesystemKind, LINE_CACHE, Node, peer};
 use crate::fault::{Fault, Outcome};
 
 /// How an input was found.
@@ -26,6 +26,12 @@ pub enum FoundBy {
     CalibrationFolder,
     /// Under a cold tier with the purpose `source-cache`.
     ColdTier {
+        name: String,
+    },
+    /// Under `<root>/cache/sources`, where models of peers are kept.
+    LineCache,
+    /// In the directory of a network tier of kind `peer`; copied here before it is used.
+    Peer {
         name: String,
     },
     /// A snapshot in the local Hugging Face cache.
@@ -52,6 +58,15 @@ impl Found {
         match self.filesystem.concern() {
             Concern::None => None,
             Concern::Discouraged(why) | Concern::Unfit(why) => Some(format!("{}: {why}", self.path.display())),
+        }
+    }
+
+    /// A resource fault when weights may not be read from where this lies. What a peer has is copied here first: its
+    /// filesystem only carries the copy.
+    pub fn refusal(&self, allowed: &[FilesystemKind]) -> Option<Fault> {
+        match self.how {
+            FoundBy::Peer { .. } => None,
+            _ => self.filesystem.refusal(&self.path, allowed),
         }
     }
 }
@@ -134,6 +149,10 @@ impl<'a> Resolver<'a> {
         for tier in self.node.cold.iter().filter(|tier| tier.purpose.contains(&ColdPurpose::SourceCache)) {
             search.try_at(tier.path.join(name), FoundBy::ColdTier { name: tier.name.clone() });
         }
+        let line_cache = self.root.join(LINE_CACHE);
+        if let Some(path) = peer::below(&line_cache, name).filter(|_| line_cache.is_dir()) {
+            search.try_at(path, FoundBy::LineCache);
+        }
         if let Some(hub) = self.hub.as_ref().filter(|_| is_hub_id(name)) {
             match hub.snapshot(name, revision) {
                 Some((path, commit)) => {
@@ -144,6 +163,11 @@ impl<'a> Resolver<'a> {
                     Some(revision) => format!("{} (revision {revision})", hub.repo_dir(name).display()),
                     None => hub.repo_dir(name).display().to_string(),
                 }),
+            }
+        }
+        for tier in &self.node.network {
+            if let Some(path) = tier.directory().and_then(|peer| peer::below(&peer, name)) {
+                search.try_at(path, FoundBy::Peer { name: tier.name.clone() });
             }
         }
         search.finish("download the model yourself, then give its path or name it under [sources] in factory_node.toml")
@@ -217,7 +241,7 @@ impl Search {
                 Fault::source(format!("{what} {name:?} is not here; looked at: {}", looked.join(", "))).hint(hint)
             );
         };
-        let filesystem = FilesystemKind::of(&path)
+        let filesystem = FilesystemKind::of_weights(&path)
             .map_err(|error| Fault::infra(format!("ask for the filesystem of {}", path.display())).caused_by(error))?;
         Ok(Found { path, how, filesystem })
     }

@@ -96,6 +96,9 @@ fn what_cannot_be_used_is_refused_with_its_place() {
         "[protocol]\nversion = \"2.0\"\n",
         "[grid\n",
         "[sources]\nsmol = 3\n",
+        "[storage]\nrework_keep_day = 3\n",
+        "[storage]\nallow_unfit_filesystems = [\"floppy\"]\n",
+        "[[storage.cold]]\nname = \"a\"\npath = \"/x\"\nmount = \"yes\"\n",
     ];
     let shown: Vec<String> = cases.iter().map(|case| complaint(case)).collect();
     insta::assert_snapshot!(shown.join("\n"), @r#"
@@ -111,6 +114,9 @@ fn what_cannot_be_used_is_refused_with_its_place() {
     :2:11: `protocol.version` is "2.0"; it must be 0.x or 1.x (this build speaks 1) | factory_node.toml.example explains every key
     :1:6: not valid TOML: unclosed table, expected `]` | factory_node.toml.example explains every key
     :2:8: `sources.smol` must be a path in quotes, found the number 3 | factory_node.toml.example explains every key
+    :2:1: unknown key `storage.rework_keep_day` | did you mean `storage.rework_keep_days`?
+    :2:27: `storage.allow_unfit_filesystems` is "floppy"; it must be 9p (drvfs), smb (cifs) or ntfs (ntfs-3g) | factory_node.toml.example explains every key
+    :4:9: `storage.cold.mount` must be true or false, found the text "yes" | factory_node.toml.example explains every key
     "#);
 }
 
@@ -136,7 +142,7 @@ fn the_example_file_is_complete_and_valid() {
 #[test]
 fn what_fits_later_is_told_from_what_never_fits() {
     let mut node = parse("").unwrap();
-    let (here, whole) = (Path::new("/no/such/yet"), filesystem::all_bytes(Path::new("/")).unwrap());
+    let (here, whole) = (Path::new("/no/such/yet"), filesystem::total_bytes(Path::new("/")).unwrap());
     assert_eq!(node.space_for(here, Bytes(1)).unwrap(), Space::Free);
     let free = free_bytes(here).unwrap();
     // Everything but the first bytes: no disk is that empty.
@@ -223,4 +229,55 @@ proptest::proptest! {
             proptest::prop_assert!(found.path.starts_with(&place.root), "{:?}", found);
         }
     }
+}
+
+#[test]
+fn storage_keys_arrive_and_zero_days_is_for_ever() {
+    let node = parse(
+        r#"
+        [storage]
+        rework_keep_days = 0
+        finished_keep_days = 2
+        source_cache_gb = 0.5
+        gc_threshold_pct = 70
+        allow_unfit_filesystems = ["drvfs", "smb"]
+        [[storage.cold]]
+        name = "a"
+        path = "/nowhere"
+        mount = true
+        device = "LABEL=cold"
+        min_free_gb = 2
+        "#,
+    )
+    .unwrap();
+    let rules = &node.storage;
+    assert_eq!((rules.rework_keep_days, rules.finished_keep_days), (None, Some(2)));
+    assert_eq!((rules.source_cache, rules.gc_threshold_pct), (Some(Bytes(500_000_000)), 70.0));
+    assert_eq!(rules.allow_unfit_filesystems, [FilesystemKind::NineP, FilesystemKind::Smb]);
+    let tier = &node.cold[0];
+    assert_eq!((tier.mount, tier.device.as_deref(), tier.min_free), (true, Some("LABEL=cold"), Bytes(2_000_000_000)));
+    assert_eq!(parse("").unwrap().storage, StorageRules::default());
+}
+
+#[test]
+fn weights_are_not_read_from_filesystems_that_hang() {
+    let place = place_with(&["root/m/config.json"]);
+    let node = parse("").unwrap();
+    let mut found = Resolver::new(&node, &place.root).with_hub(None).model("m", None).unwrap();
+    assert!(found.refusal(&[]).is_none(), "{:?}", found.filesystem);
+    for kind in [FilesystemKind::NineP, FilesystemKind::Smb, FilesystemKind::Ntfs] {
+        found.filesystem = kind;
+        let fault = found.refusal(&[]).unwrap();
+        assert_eq!(fault.class, crate::fault::FaultClass::Resource);
+        assert!(fault.message.contains(&format!("lies on {}: ", kind.as_str())), "{fault}");
+        assert!(fault.hint.unwrap().contains("storage.allow_unfit_filesystems"));
+        assert!(found.refusal(&[kind]).is_none());
+        assert!(found.refusal(&[FilesystemKind::Ext]).is_some());
+    }
+    found.filesystem = FilesystemKind::Nfs;
+    assert!(found.refusal(&[]).is_none() && found.warning().unwrap().contains("NFS"));
+    // What a peer has is copied here before it is read.
+    found.filesystem = FilesystemKind::NineP;
+    found.how = FoundBy::Peer { name: "p".into() };
+    assert!(found.refusal(&[]).is_none());
 }

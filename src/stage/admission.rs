@@ -178,6 +178,10 @@ impl<'a> Admission<'a> {
             Ok(found) => found,
             Err(fault) => return self.fault("source.baseModel", fault),
         };
+        // Not even opened: a read from such a place may never come back.
+        if let Some(fault) = found.refusal(&self.node.storage.allow_unfit_filesystems) {
+            return self.fault("source.baseModel", fault);
+        }
         if let Some(warning) = found.warning() {
             self.report(Finding::warning("source.baseModel", warning));
         }

@@ -178,7 +178,7 @@ fn how(found: &Found) -> recipe::Found {
         FoundBy::RecipeFolder => recipe::Found::BesideRecipe,
         FoundBy::LineRoot => recipe::Found::UnderLine,
         FoundBy::CalibrationFolder => recipe::Found::CalibrationFolder,
-        FoundBy::ColdTier { .. } => recipe::Found::NodeSource,
+        FoundBy::ColdTier { .. } | FoundBy::LineCache | FoundBy::Peer { .. } => recipe::Found::NodeSource,
         FoundBy::HubCache { .. } => recipe::Found::HubCache,
     }
 }

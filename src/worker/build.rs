@@ -13,6 +13,7 @@ use crate::line::{Layout, Needs, PartName, stamp};
 use crate::node::{Node, Room};
 use crate::recipe::{Plan, Predicted, RecipeFile, Severity};
 use crate::stage::{Progress, StageContext, pass_options, plan_recipe, predict, run_stages};
+use crate::storage::{NoSteps, fetch};
 use crate::units::Bytes;
 
 /// How an attempt ended that met no fault.
@@ -43,6 +44,9 @@ fn attempt(args: &WorkerArgs, progress: &Progress<'_>) -> Outcome<Built> {
         check_token(&args.work, &args.attempt)?;
         write_json(&args.work.join(WAIT_FILE), &wait)?;
         return Ok(Built::Waits);
+    }
+    if let Some(receipt) = fetch::bring(&recipe, &node, &layout, &NoSteps)? {
+        progress.warn(format!("copied the model from {} to {}", receipt.from.display(), receipt.to.display()));
     }
     let plan = make_plan(&recipe, &part, &node, &layout, progress)?;
     write_json(&args.work.join("plan.json"), &plan)?;

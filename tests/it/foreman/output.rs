@@ -113,6 +113,11 @@ fn the_top_level_help() {
       tail         Show the audit log: finished, sent back, recovered, retried
       events       Show the event stream
       logs         Show what the worker of a part wrote to its log
+      storage      Show where things lie: tiers, caches, pins, the biggest work folders
+      gc           Make room: move work folders nobody needs to cold tiers
+      pin          Keep a part's work, a path or a model where it is, whatever `gc` would do
+      unpin        Take a pin away
+      demote       Move the artifact of a finished part to a cold tier
       assay        Measure a model on a text, or on lists of token ids
       inspect      Show what a model is: family, layers, experts, parameters, bytes by type
       verify       Hash an artifact again and open its models, and compare with what its result says
