@@ -7,6 +7,7 @@ mod config;
 mod detect;
 mod error;
 mod filesystem;
+mod reach;
 mod reader;
 mod resolve;
 #[cfg(test)]
@@ -23,13 +24,15 @@ pub use detect::Gpu;
 pub use error::{NodeError, Place};
 pub use filesystem::{Concern, FilesystemKind, free_bytes};
 pub use reader::nearest;
-pub use resolve::{Found, FoundBy, HubCache, Resolver};
+pub use resolve::{Found, FoundBy, HubCache, MOST_TEXT, Resolver};
 
 use crate::fault::{Fault, Outcome};
-use crate::units::Bytes;
+use crate::units::{Bytes, read_at_most};
 
 /// File name of the description of a node, under the line's root.
 pub const NODE_FILE: &str = "factory_node.toml";
+
+const MOST_NODE_FILE: Bytes = Bytes::from_mb(1);
 
 /// This machine, as the line uses it.
 #[derive(Clone, Debug, Serialize)]
@@ -49,6 +52,8 @@ pub struct Node {
     pub protocol: Option<String>,
     /// Models by name.
     pub sources: BTreeMap<String, PathBuf>,
+    /// Folders that recipes may name paths in, besides the line's root and the places named above; `None`: any path.
+    pub safety_roots: Option<Vec<PathBuf>>,
     /// The file that was read; `None` when everything was detected.
     pub file: Option<PathBuf>,
     /// What was read and accepted but does not match this machine or has no effect in this version.
@@ -66,13 +71,19 @@ impl Node {
     /// As [`Node::load`], with the room's own error.
     pub fn read(root: &Path) -> Result<Node, NodeError> {
         let path = root.join(NODE_FILE);
-        match std::fs::read_to_string(&path) {
+        let not_text = |error| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+        match read_at_most(&path, MOST_NODE_FILE).and_then(|bytes| String::from_utf8(bytes).map_err(not_text)) {
             Ok(text) => Self::described(config::NodeFile::parse(&path, &text)?, Some(path)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 Self::described(config::NodeFile::default(), None)
             }
             Err(source) => Err(NodeError::Read { path, source }),
         }
+    }
+
+    /// Whether `text` can stand in a node's description at `path`. Asks this machine only whether named folders exist.
+    pub fn check_text(path: &Path, text: &str) -> Result<(), NodeError> {
+        config::NodeFile::parse(path, text).map(drop)
     }
 
     fn described(said: config::NodeFile, file: Option<PathBuf>) -> Result<Node, NodeError> {
@@ -121,6 +132,7 @@ impl Node {
             },
             protocol: said.protocol,
             sources: said.sources,
+            safety_roots: said.safety_roots,
             file,
             notes,
         })
