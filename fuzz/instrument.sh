@@ -10,7 +10,7 @@ for argument; do
     previous=$argument
 done
 case $name in
-factoryline | hostile | recipe | safetensors | gguf | config | events)
+factoryline | hostile | recipe | plan | safetensors | gguf | config | events)
     # `safetensors` is also the name of a dependency.
     case "$*" in */registry/*) exec "$rustc" "$@" ;; esac
     exec "$rustc" "$@" --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

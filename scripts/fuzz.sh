@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 runs=${1:-1000000}
 shift || true
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(recipe safetensors gguf config events)
+[ ${#targets[@]} -gt 0 ] || targets=(recipe plan safetensors gguf config events)
 build=${FUZZ_TARGET_DIR:-$PWD/fuzz/target}
 
 if [ "${FUZZ_BUILD:-1}" != 0 ]; then

@@ -14,7 +14,7 @@ use factoryline::model::{Config, GgufFile, INDEX_FILE, Manifest, SafetensorsMode
 use factoryline::node::Node;
 use factoryline::recipe::json::{self, Style};
 use factoryline::recipe::{RecipeFile, check, check_executable};
-use factoryline::stage::{Checkpoints, capabilities};
+use factoryline::stage::{Checkpoints, capabilities, examine};
 
 /// Bytes of a recipe: read, typed, checked, written out again.
 pub fn recipe(bytes: &[u8]) {
@@ -33,6 +33,15 @@ pub fn recipe(bytes: &[u8]) {
     let executed = file.with_results(&serde_json::json!({ "fuzz": true })).unwrap_or_default();
     let executed = RecipeFile::parse(executed, Path::new("executed.alloy.json"));
     assert!(executed.is_ok(), "a recipe with results cannot be read: {:?}", executed.err());
+}
+
+/// Bytes of a recipe, admitted as if its source were `model`: every stage planned, every size predicted. Nothing is run.
+pub fn plan(bytes: &[u8], dir: &Path, node: &Node, model: &Path) {
+    let recipe = dir.join("line/intake/fuzz.alloy.json");
+    let Ok(file) = RecipeFile::parse(bytes, &recipe) else { return };
+    let mut node = node.clone();
+    node.sources.insert(file.recipe().source.base_model.clone(), model.to_owned());
+    examine(&file, &node, &Layout::at(dir));
 }
 
 /// Every tensor of an open model: sizes, bytes, numbers.
@@ -123,7 +132,10 @@ pub fn models(plain: &[u8], packed: &[u8], dir: &Path) -> std::io::Result<()> {
 /// The first byte chooses which file of the line, of a work folder or of the calibration folder the others are.
 pub fn events(bytes: &[u8], dir: &Path) {
     let Some((&which, rest)) = bytes.split_first() else { return };
-    let Ok(layout) = Layout::init(dir) else { return };
+    let layout = Layout::at(dir);
+    if !layout.calibration().is_dir() && Layout::init(dir).is_err() {
+        return;
+    }
     let Ok(part) = PartName::new("x") else { return };
     let work = layout.work(&part);
     let station = |station: Station, name: &str| layout.station(station).join(name);

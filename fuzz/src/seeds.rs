@@ -8,7 +8,7 @@ use factoryline::model::{DeclaredTensor, Dtype, GgufValue, GgufWriter, Safetenso
 /// Seeds of a target; `dir` is room to write in.
 pub fn of(target: &str, dir: &Path) -> Vec<Vec<u8>> {
     match target {
-        "recipe" => recipes(),
+        "recipe" | "plan" => recipes(),
         "safetensors" => safetensors(dir),
         "gguf" => ggufs(dir),
         "config" => configs(),

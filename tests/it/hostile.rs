@@ -89,6 +89,16 @@ fn damaged_recipes_are_refused_or_read_and_written_back() {
 }
 
 #[test]
+fn damaged_recipes_are_planned_or_refused() {
+    let root = TempDir::new().unwrap();
+    Layout::init(root.path()).unwrap();
+    let node = Node::load(root.path()).unwrap();
+    for model in ["qwen3_moe-text", "llama"] {
+        hammer("plan", 3, |bytes, _| drive::plan(bytes, root.path(), &node, &fixture(model)));
+    }
+}
+
+#[test]
 fn damaged_safetensors_and_indexes_are_refused_or_read() {
     hammer("safetensors", 250, drive::safetensors);
 }
@@ -154,6 +164,11 @@ fn lengths_and_counts_beyond_a_file_cost_no_memory() {
         (
             "model.safetensors",
             safetensors(r#"{"a":{"dtype":"F32","shape":[0,4611686018427387904,4],"data_offsets":[0,0]}}"#, b""),
+            "overflows",
+        ),
+        (
+            "model.safetensors",
+            safetensors(r#"{"a":{"dtype":"F32","shape":[0,4611686018427387904],"data_offsets":[0,0]}}"#, b""),
             "overflows",
         ),
         ("model.gguf", count(huge, 1, &[0; 64]), "claims"),
