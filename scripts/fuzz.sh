@@ -29,6 +29,7 @@ for target in "${targets[@]}"; do
     corpus=fuzz/corpus/$target artifacts=fuzz/artifacts/$target
     mkdir -p "$corpus" "$artifacts"
     log=$(mktemp)
+    before=$(find "$artifacts" -type f | wc -l)
     FUZZ_SEEDS=$corpus "$build/debug/$target" >/dev/null
     start=$(date +%s)
     status=0
@@ -37,7 +38,7 @@ for target in "${targets[@]}"; do
         >"$log" 2>&1 || status=$?
     seconds=$(($(date +%s) - start))
     figure() { awk -v key="stat::$1:" '$1 == key { print $2 }' "$log"; }
-    crashes=$(find "$artifacts" -type f | wc -l)
+    crashes=$(($(find "$artifacts" -type f | wc -l) - before))
     printf '%-12s runs %-9s time %ss  peak rss %s MB  new inputs kept %s  crashes %s\n' "$target" \
         "$(figure number_of_executed_units)" "$seconds" "$(figure peak_rss_mb)" "$(figure new_units_added)" "$crashes"
     if [ "$status" != 0 ] || [ "$crashes" != 0 ]; then
