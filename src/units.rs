@@ -1,6 +1,9 @@
-//! Quantities with their unit in the type: bytes and digests.
+//! Quantities with their unit in the type: bytes and digests. And reading a file of at most so many bytes.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -52,6 +55,32 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// Reads a regular file of at most `most` bytes.
+///
+/// Every file that others wrote is read through this: a file that is larger than any of its kind has reason to be costs
+/// no memory, and a pipe or a device in its place is not waited for.
+///
+/// # Errors
+/// Of kind [`io::ErrorKind::InvalidData`] for a larger file and for what is no regular file; else the system's.
+pub fn read_at_most(path: &Path, most: Bytes) -> io::Result<Vec<u8>> {
+    let refuse = |cause: String| io::Error::new(io::ErrorKind::InvalidData, cause);
+    let too_large = |found: Bytes| refuse(format!("it has {found}; at most {most} of such a file are read"));
+    let stated = std::fs::metadata(path)?;
+    if !stated.is_file() && !stated.is_dir() {
+        return Err(refuse("it is no regular file".to_owned()));
+    }
+    if stated.is_file() && stated.len() > most.0 {
+        return Err(too_large(Bytes(stated.len())));
+    }
+    let mut bytes = Vec::new();
+    // The file may grow while it is read.
+    let read = File::open(path)?.take(most.0.saturating_add(1)).read_to_end(&mut bytes)?;
+    if read as u64 > most.0 {
+        return Err(too_large(Bytes(read as u64)));
+    }
+    Ok(bytes)
+}
+
 /// A SHA-256 digest. Text form: 64 lower-case hex digits, without a prefix.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sha(pub [u8; 32]);
@@ -92,7 +121,7 @@ impl FromStr for Sha {
     fn from_str(text: &str) -> Result<Self, NotASha> {
         let hex = text.strip_prefix("sha256:").unwrap_or(text);
         let bad = || NotASha(text.to_owned());
-        if hex.len() != 64 || !hex.is_ascii() {
+        if hex.len() != 64 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
             return Err(bad());
         }
         let mut out = [0u8; 32];
@@ -132,5 +161,21 @@ mod tests {
         assert_eq!(sha.hex(), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
         assert_eq!(sha.tagged().parse::<Sha>().unwrap(), sha);
         assert!("xyz".parse::<Sha>().is_err());
+        assert!("+f".repeat(32).parse::<Sha>().is_err(), "a sign is no digit");
+    }
+
+    #[test]
+    fn a_file_is_read_up_to_its_limit_and_a_pipe_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.json");
+        std::fs::write(&file, b"12345").unwrap();
+        assert_eq!(read_at_most(&file, Bytes(5)).unwrap(), b"12345");
+        let error = read_at_most(&file, Bytes(4)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(error.to_string(), "it has 5 B; at most 4 B of such a file are read");
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        assert_eq!(read_at_most(&pipe, Bytes(5)).unwrap_err().to_string(), "it is no regular file");
+        assert_eq!(read_at_most(Path::new("/dev/zero"), Bytes(5)).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -5,7 +5,8 @@ use std::path::Path;
 use super::{AssayError, Convention, Data, PerplexityOptions};
 use crate::engine::Scoring;
 use crate::family::OpenModel;
-use crate::units::Sha;
+use crate::node::MOST_TEXT;
+use crate::units::{Sha, read_at_most};
 
 /// Sequences ready to run, and what the result must say about them.
 pub struct Sequences {
@@ -101,7 +102,7 @@ fn check_context(model: &OpenModel, context: usize) -> Result<(), AssayError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, AssayError> {
-    std::fs::read(path).map_err(|source| AssayError::Read { path: path.to_owned(), source })
+    read_at_most(path, MOST_TEXT).map_err(|source| AssayError::Read { path: path.to_owned(), source })
 }
 
 fn text(

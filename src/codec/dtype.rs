@@ -90,12 +90,14 @@ impl Dtype {
     /// Bytes of a tensor with this (row-major) shape; `None` when the last dimension is not a whole number of blocks or
     /// the product overflows. A shape without dimensions is one element.
     pub fn checked_bytes(self, shape: &[usize]) -> Option<u64> {
-        let elems = shape.iter().try_fold(1u64, |n, &dim| n.checked_mul(u64::try_from(dim).ok()?))?;
+        // As if no dimension were 0: what any of the dimensions take then fits, too.
+        let elems = shape.iter().try_fold(1u64, |n, &dim| n.checked_mul(u64::try_from(dim.max(1)).ok()?))?;
         let row = shape.last().copied().unwrap_or(1);
         if !row.is_multiple_of(self.block_elems()) {
             return None;
         }
-        (elems / self.block_elems() as u64).checked_mul(self.block_bytes() as u64)
+        let bytes = (elems / self.block_elems() as u64).checked_mul(self.block_bytes() as u64)?;
+        Some(if shape.contains(&0) { 0 } else { bytes })
     }
 
     /// Bits per element, scales included.

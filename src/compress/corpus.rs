@@ -5,6 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::CompressError;
+use crate::node::MOST_TEXT;
+use crate::units::read_at_most;
 
 /// The texts of a corpus, in file order.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,7 +19,7 @@ pub struct Corpus {
 /// Reads a corpus. `.jsonl` and `.ndjson`: every non-empty line is an object with a string `text` or `content`. Any
 /// other file is one text of UTF-8. A line without a text is an error that names the line; so is an empty corpus.
 pub fn read_corpus(path: &Path) -> Result<Corpus, CompressError> {
-    let bytes = std::fs::read(path).map_err(CompressError::io("read", path))?;
+    let bytes = read_at_most(path, MOST_TEXT).map_err(CompressError::io("read", path))?;
     let bad = |reason: String| CompressError::Corpus {
         path: path.to_owned(),
         reason,

@@ -6,7 +6,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{CompressError, Metric};
-use crate::units::Sha;
+use crate::node::MOST_TEXT;
+use crate::units::{Sha, read_at_most};
 
 /// File name of the table inside a part's work directory.
 pub const IMPORTANCE_FILE: &str = "importance.json";
@@ -67,7 +68,7 @@ impl Importance {
     /// Reads a table of either version. A missing key, a list of the wrong length, a score that is not finite, and a
     /// table that saw no tokens are errors.
     pub fn read(path: &Path) -> Result<Self, CompressError> {
-        let bytes = std::fs::read(path).map_err(CompressError::io("read", path))?;
+        let bytes = read_at_most(path, MOST_TEXT).map_err(CompressError::io("read", path))?;
         let bad = |reason: String| CompressError::Importance { path: path.to_owned(), reason };
         let table: Importance = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
         table.check().map_err(bad)?;

@@ -12,6 +12,8 @@ use super::{CompressError, QuantPlan};
 use crate::family::GgufContent;
 use crate::model::TensorSource;
 use crate::model::gguf::GgufFile;
+use crate::node::MOST_TEXT;
+use crate::units::read_at_most;
 
 /// An importance matrix, checked number by number: finite, not negative.
 #[derive(Clone, Debug)]
@@ -35,7 +37,7 @@ pub struct Coverage {
 impl ImportanceMatrix {
     /// Reads either form.
     pub fn read(path: &Path) -> Result<Self, CompressError> {
-        let bytes = std::fs::read(path).map_err(CompressError::io("read", path))?;
+        let bytes = read_at_most(path, MOST_TEXT).map_err(CompressError::io("read", path))?;
         let entries = if bytes.starts_with(b"GGUF") { from_gguf(path)? } else { from_list(path, &bytes)? };
         for (tensor, numbers) in &entries {
             if let Some(at) = numbers.iter().position(|n| !n.is_finite() || *n < 0.0) {

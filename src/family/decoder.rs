@@ -168,7 +168,7 @@ struct Geometry<'a> {
 pub(super) fn spec(traits: &Traits, config: &Config) -> Result<ModelSpec, FamilyError> {
     let keys = Keys(config);
     keys.refuse_activation()?;
-    let layers = keys.required_count("num_hidden_layers")?;
+    let layers = keys.layers()?;
     let geometry = Geometry::read(traits, &keys, layers)?;
     let experts = traits.experts.map(|read| read(&keys)).transpose()?;
     let max_positions = keys.count("max_position_embeddings")?.unwrap_or(2048);
@@ -239,7 +239,7 @@ pub(super) fn carried(keys: &Keys<'_>, name: &'static str, prefix: &str, key: &s
 /// A key that is missing or has a wrong value, two counts of experts that differ.
 pub(super) fn experts(keys: &Keys<'_>, width: &str) -> Result<Experts, FamilyError> {
     keys.0.num_experts()?;
-    let count = keys.count_of(&["num_experts", "num_local_experts", "n_routed_experts"])?;
+    let count = keys.as_experts(keys.count_of(&["num_experts", "num_local_experts", "n_routed_experts"])?)?;
     let top_k = keys.required_count("num_experts_per_tok")?;
     if top_k > count {
         return Err(FamilyError::BadKey {

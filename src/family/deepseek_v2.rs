@@ -28,7 +28,7 @@ impl Family for DeepseekV2 {
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
         let keys = Keys(config);
         keys.refuse_activation()?;
-        let layers = keys.required_count("num_hidden_layers")?;
+        let layers = keys.layers()?;
         let max_positions = keys.count("max_position_embeddings")?.unwrap_or(2048);
         let rope_dim = keys.required_count("qk_rope_head_dim")?;
         let rope = RopeSpec {
@@ -203,7 +203,7 @@ impl Geometry {
         let mut experts = decoder::experts(&keys, "moe_intermediate_size")?;
         experts.rule = rule(&keys, experts.count, experts.top_k)?;
         experts.scale = keys.positive("routed_scaling_factor")?.unwrap_or(1.0);
-        let shared = config.opt_usize("n_shared_experts")?.filter(|&count| count > 0);
+        let shared = Some(keys.count_or_none("n_shared_experts")?).filter(|&count| count > 0);
         experts.shared = shared.map(|count| Shared {
             name: "shared_experts",
             intermediate: count * experts.intermediate,

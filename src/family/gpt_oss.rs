@@ -23,7 +23,7 @@ impl Family for GptOss {
     fn spec(&self, config: &Config) -> Result<ModelSpec, FamilyError> {
         let keys = Keys(config);
         keys.refuse_activation()?;
-        let layers = keys.required_count("num_hidden_layers")?;
+        let layers = keys.layers()?;
         let geometry = Geometry::read(&keys)?;
         let kinds = keys.layer_kinds(layers, &["sliding_attention", "full_attention"], |layer| {
             if layer.is_multiple_of(2) { "sliding_attention" } else { "full_attention" }

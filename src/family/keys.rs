@@ -5,6 +5,13 @@ use serde_json::Value;
 use super::FamilyError;
 use crate::model::Config;
 
+/// Largest count a key may hold: above any width, vocabulary or context, and such that the product of two fits.
+const MOST: u64 = 1 << 31;
+/// Most layers of a model.
+const MOST_LAYERS: usize = 4096;
+/// Most experts of a model, over all its layers: a specification has a few names for each.
+const MOST_EXPERTS: usize = 1 << 18;
+
 /// A view of a config; nested `text_config` keys are found as if they stood at the top.
 pub(super) struct Keys<'a>(pub &'a Config);
 
@@ -24,9 +31,39 @@ impl<'a> Keys<'a> {
     /// A count of at least one; `None` when the key is absent or null.
     pub fn count(&self, key: &str) -> Result<Option<usize>, FamilyError> {
         let Some(value) = self.value(key) else { return Ok(None) };
-        match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
-            Some(n) if n > 0 => Ok(Some(n)),
+        match value.as_u64() {
+            Some(n @ 1..=MOST) => Ok(usize::try_from(n).ok()),
+            Some(n) if n > MOST => Err(Self::bad(key, value, "at most 2147483648")),
             _ => Err(Self::bad(key, value, "a whole number of at least 1")),
+        }
+    }
+
+    /// A count that may be none; absent or null is 0.
+    pub fn count_or_none(&self, key: &str) -> Result<usize, FamilyError> {
+        match self.value(key).and_then(Value::as_u64) {
+            Some(0) => Ok(0),
+            _ => Ok(self.count(key)?.unwrap_or(0)),
+        }
+    }
+
+    /// How many layers the model has.
+    pub fn layers(&self) -> Result<usize, FamilyError> {
+        self.required_count("num_hidden_layers").and_then(|layers| self.as_layers("num_hidden_layers", layers))
+    }
+
+    /// A count of layers under any key.
+    pub fn as_layers(&self, key: &str, layers: usize) -> Result<usize, FamilyError> {
+        match layers {
+            0..=MOST_LAYERS => Ok(layers),
+            _ => Err(Self::bad(key, &layers.into(), "at most 4096 layers")),
+        }
+    }
+
+    /// A count of experts in each layer: memory for their names is taken before a tensor was seen.
+    pub fn as_experts(&self, experts: usize) -> Result<usize, FamilyError> {
+        match experts.saturating_mul(self.layers()?) {
+            0..=MOST_EXPERTS => Ok(experts),
+            _ => Err(Self::bad("num_experts", &experts.into(), "at most 262144 experts over all layers")),
         }
     }
 

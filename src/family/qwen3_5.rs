@@ -36,7 +36,7 @@ impl Family for Qwen35 {
 pub(super) fn spec(family: &'static str, config: &Config, sparse: bool) -> Result<ModelSpec, FamilyError> {
     let keys = Keys(config);
     keys.refuse_activation()?;
-    let layers = keys.required_count("num_hidden_layers")?;
+    let layers = keys.layers()?;
     let interval = keys.count("full_attention_interval")?.unwrap_or(4);
     let kinds = keys.layer_kinds(layers, &["linear_attention", "full_attention"], |layer| {
         if (layer + 1).is_multiple_of(interval) { "full_attention" } else { "linear_attention" }
@@ -182,14 +182,16 @@ impl Geometry {
 
     /// The vision tower the config declares, and the draft head that published checkpoints bring.
     fn carried(&self, config: &Config) -> Result<Vec<Carried>, FamilyError> {
-        let drafts = config.opt_usize("mtp_num_hidden_layers")?.unwrap_or(0);
+        let keys = Keys(config);
+        let drafts = keys.count_or_none("mtp_num_hidden_layers")?;
+        let drafts = keys.as_layers("mtp_num_hidden_layers", drafts)?;
         let mixtures = match &self.ffn {
             Ffn::Dense { .. } => Vec::new(),
             Ffn::Sparse(experts) => {
                 (0..drafts).map(|layer| experts.mixture(&format!("mtp.layers.{layer}"), self.hidden)).collect()
             }
         };
-        let vision = decoder::carried(&Keys(config), "vision tower", "model.visual.", "vision_config");
+        let vision = decoder::carried(&keys, "vision tower", "model.visual.", "vision_config");
         let draft = Carried {
             name: "multi-token prediction head",
             prefixes: vec!["mtp.".to_owned()],

@@ -83,7 +83,8 @@ impl EventLog {
             host: self.host.clone(),
             kind: kind.to_owned(),
             alloy: alloy.map(str::to_owned),
-            seq: tail.seq + 1,
+            // A sequence that somebody wrote to its end stays there.
+            seq: tail.seq.saturating_add(1),
             fields: match payload {
                 Value::Object(map) => map,
                 _ => Map::new(),

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Component, Path};
 use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
@@ -50,6 +50,9 @@ pub fn inspect(work: &Path, attempt: &Attempt) -> Left {
 }
 
 fn missing(dir: &Path, file: &FileEntry) -> Option<String> {
+    if !Path::new(&file.filename).components().all(|part| matches!(part, Component::Normal(_))) {
+        return Some(format!("the result names {:?}, which leaves its folder", file.filename));
+    }
     let path = dir.join(&file.filename);
     match std::fs::metadata(&path) {
         Ok(meta) if meta.is_file() && meta.len() == file.size => None,

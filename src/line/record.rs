@@ -1,6 +1,5 @@
 //! The sidecars that explain an outcome: `<part>.result.json`, `<part>.error.json`, `<part>.retry.json`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -8,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Layout, LineError, PartName, Station};
-use crate::units::Bytes;
+use crate::units::{Bytes, read_at_most};
+
+/// Largest sidecar that is read.
+const MOST_SIDECAR: Bytes = Bytes::from_mb(64);
 
 /// `finished/<part>.result.json`. Hashes, metrics and whatever else a worker or publisher writes stay in `more`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -147,7 +149,7 @@ pub fn retry(layout: &Layout, part: &PartName) -> Result<Option<RetryRecord>, Li
 
 /// Reads a JSON file; the error names the file, line and column.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, LineError> {
-    let bytes = fs::read(path).map_err(LineError::io("read", path))?;
+    let bytes = read_at_most(path, MOST_SIDECAR).map_err(LineError::io("read", path))?;
     serde_json::from_slice(&bytes).map_err(|e| LineError::Malformed { path: path.to_owned(), problem: e.to_string() })
 }
 

@@ -51,7 +51,7 @@ impl Config {
     /// Reads `config.json` of a model directory, or the file itself.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
-        let text = std::fs::read(&file).map_err(ModelError::io("read", &file))?;
+        let text = super::limits::read_config(&file)?;
         let value = serde_json::from_slice(&text).map_err(|e| ModelError::broken(&file, format!("not JSON: {e}")))?;
         Self::from_value(&file, value)
     }

@@ -77,7 +77,9 @@ impl ModelError {
                 io::ErrorKind::NotFound
                 | io::ErrorKind::PermissionDenied
                 | io::ErrorKind::IsADirectory
-                | io::ErrorKind::NotADirectory => FaultClass::Source,
+                | io::ErrorKind::NotADirectory
+                // Larger than any such file, or a pipe in its place.
+                | io::ErrorKind::InvalidData => FaultClass::Source,
                 _ => FaultClass::of_io(source),
             },
             ModelError::Misuse { .. } => FaultClass::Internal,
@@ -91,6 +93,7 @@ impl ModelError {
                 io::ErrorKind::NotFound => "check the path; nothing is downloaded".to_owned(),
                 io::ErrorKind::PermissionDenied => "give the user that runs the line access to it".to_owned(),
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free space on that disk".to_owned(),
+                io::ErrorKind::InvalidData => "take this file from where the model was published".to_owned(),
                 _ => return None,
             },
             ModelError::Broken { hint, .. } | ModelError::BrokenTensor { hint, .. } => (*hint).to_owned(),

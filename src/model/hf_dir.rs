@@ -6,8 +6,23 @@ use std::path::{Path, PathBuf};
 use super::{Config, ModelError, SafetensorsModel};
 
 /// Weights in any format: rewritten or left behind, never carried along.
-const WEIGHT_ENDINGS: [&str; 12] =
-    ["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "gguf", "onnx", "onnx_data", "npz", "tflite"];
+const WEIGHT_ENDINGS: [&str; 15] = [
+    "safetensors",
+    "bin",
+    "pt",
+    "pth",
+    "ckpt",
+    "pkl",
+    "pickle",
+    "joblib",
+    "h5",
+    "msgpack",
+    "gguf",
+    "onnx",
+    "onnx_data",
+    "npz",
+    "tflite",
+];
 
 /// An open model directory.
 #[derive(Debug)]

@@ -50,7 +50,7 @@ impl Manifest {
     /// Reads `manifest.json`.
     pub fn read(directory: &Path) -> Result<Manifest, ModelError> {
         let path = directory.join(MANIFEST_FILE);
-        let text = std::fs::read(&path).map_err(ModelError::io("read", &path))?;
+        let text = super::limits::read_index(&path)?;
         let manifest: Manifest = serde_json::from_slice(&text)
             .map_err(|error| ModelError::broken(&path, format!("not a manifest: {error}")))?;
         if manifest.schema != SCHEMA {

@@ -8,6 +8,7 @@ mod error;
 pub mod gguf;
 mod hash;
 mod hf_dir;
+mod limits;
 mod manifest;
 mod mapped;
 mod output;

@@ -270,6 +270,7 @@ pub(super) struct NodeFile {
     pub heartbeat_interval: Option<Duration>,
     pub protocol: Option<String>,
     pub sources: BTreeMap<String, PathBuf>,
+    pub safety_roots: Option<Vec<PathBuf>>,
 }
 
 impl NodeFile {
@@ -289,6 +290,9 @@ impl NodeFile {
         out.read_grid(root.section("grid")?)?;
         out.read_protocol(root.section("protocol")?)?;
         out.sources = root.section("sources")?.paths()?.into_iter().collect();
+        let mut safety = root.section("safety")?;
+        out.safety_roots = safety.path_list("roots")?;
+        safety.finish()?;
         root.finish()?;
         Ok(out)
     }

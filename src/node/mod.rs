@@ -9,6 +9,7 @@ mod error;
 mod filesystem;
 mod mounts;
 mod peer;
+mod reach;
 mod reader;
 mod resolve;
 mod room;
@@ -31,14 +32,16 @@ pub use filesystem::{Concern, FilesystemKind, free_bytes, total_bytes};
 pub use mounts::{Mount, Mounts, device_of, is_device};
 pub use peer::LINE_CACHE;
 pub use reader::nearest;
-pub use resolve::{Found, FoundBy, HubCache, Resolver};
+pub use resolve::{Found, FoundBy, HubCache, MOST_TEXT, Resolver};
 pub use room::Room;
 
 use crate::fault::{Fault, FaultClass, Outcome};
-use crate::units::Bytes;
+use crate::units::{Bytes, read_at_most};
 
 /// File name of the description of a node, under the line's root.
 pub const NODE_FILE: &str = "factory_node.toml";
+
+const MOST_NODE_FILE: Bytes = Bytes::from_mb(1);
 
 /// This machine, as the line uses it.
 #[derive(Clone, Debug, Serialize)]
@@ -62,6 +65,8 @@ pub struct Node {
     pub protocol: Option<String>,
     /// Models by name.
     pub sources: BTreeMap<String, PathBuf>,
+    /// Folders that recipes may name paths in, besides the line's root and the places named above; `None`: any path.
+    pub safety_roots: Option<Vec<PathBuf>>,
     /// The file that was read; `None` when everything was detected.
     pub file: Option<PathBuf>,
     /// What was read and accepted but does not match this machine or has no effect in this version.
@@ -79,7 +84,8 @@ impl Node {
     /// As [`Node::load`], with the room's own error.
     pub fn read(root: &Path) -> Result<Node, NodeError> {
         let path = root.join(NODE_FILE);
-        match std::fs::read_to_string(&path) {
+        let not_text = |error| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+        match read_at_most(&path, MOST_NODE_FILE).and_then(|bytes| String::from_utf8(bytes).map_err(not_text)) {
             Ok(text) => Self::described(config::NodeFile::parse(&path, &text)?, Some(path)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 Self::described(config::NodeFile::default(), None)
@@ -97,6 +103,11 @@ impl Node {
     pub fn tiers(&self) -> Vec<(String, PathBuf)> {
         let hot = self.hot.path.as_ref().map(|path| ("hot".to_owned(), path.clone()));
         hot.into_iter().chain(self.cold.iter().map(|tier| (tier.name.clone(), tier.path.clone()))).collect()
+    }
+
+    /// Whether `text` can stand in a node's description at `path`. Asks this machine only whether named folders exist.
+    pub fn check_text(path: &Path, text: &str) -> Result<(), NodeError> {
+        config::NodeFile::parse(path, text).map(drop)
     }
 
     fn described(said: config::NodeFile, file: Option<PathBuf>) -> Result<Node, NodeError> {
@@ -151,6 +162,7 @@ impl Node {
             },
             protocol: said.protocol,
             sources: said.sources,
+            safety_roots: said.safety_roots,
             file,
             notes,
         })

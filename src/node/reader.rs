@@ -145,6 +145,13 @@ impl<'a> Section<'a> {
         Ok(out)
     }
 
+    /// A list of paths; `None` when it is not written.
+    pub fn path_list(&mut self, key: &'static str) -> Result<Option<Vec<PathBuf>>, NodeError> {
+        let is_written = self.table.is_some_and(|table| table.iter().any(|(name, _)| name.get_ref() == key));
+        let paths = self.texts(key)?.iter().map(|text| expand(text, self.doc.file)).collect();
+        Ok(is_written.then_some(paths))
+    }
+
     /// A sub-table; one that is not there reads as empty.
     pub fn section(&mut self, key: &'static str) -> Result<Section<'a>, NodeError> {
         let name = self.full(key);

@@ -6,8 +6,13 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Serialize;
 
+use super::reach::Reach;
 use super::{ColdPurpose, Concern, FilesystemKind, LINE_CACHE, Node, peer};
 use crate::fault::{Fault, Outcome};
+use crate::units::Bytes;
+
+/// Largest text (corpus, table, importance matrix) that is read: such a file is held in memory whole.
+pub const MOST_TEXT: Bytes = Bytes::from_gb(1);
 
 /// How an input was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -124,7 +129,8 @@ impl<'a> Resolver<'a> {
         Resolver { node, root, recipe_folder: None, hub: HubCache::from_env() }
     }
 
-    /// Relative paths are also looked for beside the recipe file.
+    /// What a recipe names: relative paths are also looked for beside the recipe file, and what is found must lie where
+    /// a recipe may reach.
     pub fn for_recipe(mut self, recipe: &Path) -> Self {
         self.recipe_folder = recipe.parent().map(Path::to_owned);
         self
@@ -170,7 +176,13 @@ impl<'a> Resolver<'a> {
                 search.try_at(path, FoundBy::Peer { name: tier.name.clone() });
             }
         }
-        search.finish("download the model yourself, then give its path or name it under [sources] in factory_node.toml")
+        let hint = "download the model yourself, then give its path or name it under [sources] in factory_node.toml";
+        let found = search.finish(hint)?;
+        if let Some(reach) = self.reach() {
+            reach.check("model", name, &found)?;
+            reach.check_model(&found.path)?;
+        }
+        Ok(found)
     }
 
     /// A calibration or evaluation text: a path, or a name under `<root>/calibration/`.
@@ -180,7 +192,17 @@ impl<'a> Resolver<'a> {
         if Path::new(name).is_relative() {
             search.try_at(self.root.join("calibration").join(name), FoundBy::CalibrationFolder);
         }
-        search.finish("put the text under calibration/ in the line's root, or give its path")
+        let found = search.finish("put the text under calibration/ in the line's root, or give its path")?;
+        if let Some(reach) = self.reach() {
+            reach.check("text", name, &found)?;
+        }
+        Ok(found)
+    }
+
+    /// `None` for a person, who may name any path.
+    fn reach(&self) -> Option<Reach> {
+        let folder = self.recipe_folder.as_deref()?;
+        Some(Reach::of(self.node, self.root, folder, self.hub.as_ref()))
     }
 
     fn search_paths(&self, search: &mut Search) {

@@ -10,7 +10,7 @@ use crate::family::{FAMILIES, ModelSpec, OpenModel, open};
 use crate::fault::{Fault, FaultClass};
 use crate::gate;
 use crate::line::Layout;
-use crate::node::{Found, Node, Resolver, Space};
+use crate::node::{Found, MOST_TEXT, Node, Resolver, Space};
 use crate::recipe::{
     Capabilities, Finding, PLAN_VERSION, Plan, PlannedStage, Predicted, Recipe, RecipeFile, StageSpec, check,
     check_executable,
@@ -168,6 +168,11 @@ impl<'a> Admission<'a> {
             self.fault(&key, fault.hint("name a .jsonl or a text file"));
             return None;
         };
+        if bytes > MOST_TEXT.0 {
+            let message = format!("{} has {}; a text may have {MOST_TEXT}", found.path.display(), Bytes(bytes));
+            self.fault(&key, Fault::source(message).hint("cut the text: a few megabytes are enough to calibrate"));
+            return None;
+        }
         self.texts.push(FoundText { named: name.to_owned(), key, found, bytes });
         Some(bytes)
     }

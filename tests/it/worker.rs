@@ -151,6 +151,17 @@ fn a_part_that_only_checks_its_source_leaves_a_plan_and_a_result() {
 }
 
 #[test]
+fn baselines_measured_before_stand_in_the_result() {
+    let before = json!([{ "name": "v1", "metric": "humaneval", "value": 61.0, "samplesPath": "v1.jsonl.gz" }]);
+    let bench = Bench::with_recipe(&json!({
+        "name": "tiny", "version": "1.0.0", "source": { "baseModel": fixture("llama"), "architecture": "llama" },
+        "stages": [{ "type": "source-config" }], "priorMetricBaselines": before,
+    }));
+    bench.run();
+    assert_eq!(bench.json("result.json")["priorMetricBaselines"], before);
+}
+
+#[test]
 fn an_attempt_that_was_replaced_writes_nothing() {
     let mut bench = Bench::new(&fixture("llama"), "llama", json!([{ "type": "source-config" }]));
     bench.again();

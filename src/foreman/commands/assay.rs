@@ -14,8 +14,8 @@ use crate::foreman::printer::Printer;
 use crate::foreman::progress::PassBar;
 use crate::foreman::subject::{find_model, hash_model};
 use crate::foreman::wording::{duration, figure};
-use crate::node::{DeviceChoice, Node, Resolver};
-use crate::units::{Bytes, Sha};
+use crate::node::{DeviceChoice, MOST_TEXT, Node, Resolver};
+use crate::units::{Bytes, Sha, read_at_most};
 
 /// Measure a model on a text, or on lists of token ids
 ///
@@ -161,7 +161,8 @@ impl Args {
             Data::Text { context, .. } => return Ok(Some((most / (*context).max(1)).max(1))),
             Data::TokenIds { path } => path,
         };
-        let bytes = std::fs::read(path).map_err(|error| Problem::io(format!("read {}", path.display()), &error))?;
+        let bytes =
+            read_at_most(path, MOST_TEXT).map_err(|error| Problem::io(format!("read {}", path.display()), &error))?;
         // A file that is no list of lists is the runner's to refuse, with its own words.
         let sequences: Vec<Vec<u32>> = serde_json::from_slice(&bytes).unwrap_or_default();
         let mut tokens = 0;

@@ -38,7 +38,7 @@ impl GgufFile {
     /// overlap. No tensor data is read.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let map = MappedFile::open(path)?;
-        let mut input = Input { bytes: map.bytes(), at: 0 };
+        let mut input = Input::of(map.bytes());
         let (version, tensors, pairs) = counts(path, &mut input)?;
 
         let mut metadata = Vec::new();

@@ -1,5 +1,7 @@
 //! Typed metadata values.
 
+use crate::model::limits::GGUF_HEADER;
+
 macro_rules! values {
     ($($variant:ident($ty:ty) = $id:literal, $name:literal;)+) => {
         /// One metadata value.
@@ -146,15 +148,27 @@ impl GgufValue {
 pub(super) struct Input<'a> {
     pub bytes: &'a [u8],
     pub at: usize,
+    /// The file is longer than a header may be: `bytes` are its beginning.
+    cut: bool,
 }
 
 impl<'a> Input<'a> {
+    /// The header of a file: at most [`GGUF_HEADER`] bytes of it, so that no count in it asks for more memory than that
+    /// could fill.
+    pub fn of(file: &'a [u8]) -> Self {
+        let bytes = &file[..file.len().min(GGUF_HEADER)];
+        Input { bytes, at: 0, cut: bytes.len() < file.len() }
+    }
+
     fn left(&self) -> u64 {
         (self.bytes.len() - self.at) as u64
     }
 
     fn take(&mut self, count: u64) -> Result<&'a [u8], String> {
         if count > self.left() {
+            if self.cut {
+                return Err(format!("the header runs past its first {} MiB", GGUF_HEADER >> 20));
+            }
             return Err(format!("cut off at byte {}: {count} bytes expected, {} left", self.at, self.left()));
         }
         let start = self.at;

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use crate::codec::Dtype;
 use crate::model::ModelError;
+use crate::model::limits::MOST_TENSORS;
 
 /// Longest header that is read; as in the reference implementation.
 const MAX_HEADER: u64 = 100_000_000;
@@ -141,6 +142,9 @@ impl<'de> serde::Deserialize<'de> for Members {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
                 let mut members = Vec::new();
                 while let Some(member) = map.next_entry()? {
+                    if members.len() == MOST_TENSORS {
+                        return Err(serde::de::Error::custom(format!("it names more than {MOST_TENSORS} tensors")));
+                    }
                     members.push(member);
                 }
                 Ok(Members(members))

@@ -1,12 +1,13 @@
 //! Which files make up a safetensors model: one file, or what an index lists.
 
 use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::{INDEX_FILE, SINGLE_FILE};
 use crate::model::ModelError;
+use crate::model::limits::read_index as read_limited;
 
 /// The shards of a model in reading order, and which tensor each must hold (for an index).
 pub(super) struct Shards {
@@ -53,11 +54,37 @@ fn only_file(directory: &Path) -> Result<Shards, ModelError> {
     let mut found = safetensors_files(directory)?;
     match found.len() {
         1 => Ok(single(&found.remove(0))),
-        0 => Err(ModelError::broken(directory, format!("holds no {SINGLE_FILE} and no {INDEX_FILE}"))
-            .with_hint("name a directory with a model in safetensors format")),
+        0 => Err(match pickle(directory)? {
+            Some(name) => not_read(directory, &name),
+            None => ModelError::broken(directory, format!("holds no {SINGLE_FILE} and no {INDEX_FILE}"))
+                .with_hint("name a directory with a model in safetensors format"),
+        }),
         n => Err(ModelError::broken(directory, format!("holds {n} safetensors files but no {INDEX_FILE}"))
             .with_hint("the index is missing: copy or download it, or name one file")),
     }
+}
+
+/// Endings of weights that are pickles, or may be.
+const PICKLES: [&str; 7] = ["bin", "pt", "pth", "ckpt", "pkl", "pickle", "joblib"];
+
+/// The first file of the directory whose name says that it is a pickle.
+fn pickle(directory: &Path) -> Result<Option<String>, ModelError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(ModelError::io("list", directory))? {
+        let name = entry.map_err(ModelError::io("list", directory))?.file_name();
+        let ending = Path::new(&name).extension().and_then(|ending| ending.to_str()).map(str::to_lowercase);
+        if ending.is_some_and(|ending| PICKLES.contains(&ending.as_str())) {
+            found.push(name.to_string_lossy().into_owned());
+        }
+    }
+    Ok(found.into_iter().min())
+}
+
+/// Weights in another format than safetensors: a pickle runs code when it is opened, so none is ever opened.
+fn not_read(path: &Path, name: &str) -> ModelError {
+    let cause =
+        format!("{name} is not safetensors: other weights may run code when they are opened and are never read");
+    ModelError::unsupported(path, cause, "take the model's safetensors, or convert it to safetensors elsewhere")
 }
 
 fn safetensors_files(directory: &Path) -> Result<Vec<PathBuf>, ModelError> {
@@ -73,7 +100,7 @@ fn safetensors_files(directory: &Path) -> Result<Vec<PathBuf>, ModelError> {
 }
 
 fn read_index(index: &Path) -> Result<Shards, ModelError> {
-    let text = std::fs::read(index).map_err(ModelError::io("read", index))?;
+    let text = read_limited(index)?;
     let parsed: Index = serde_json::from_slice(&text)
         .map_err(|e| ModelError::broken(index, format!("not a safetensors index: {e}")))?;
     let directory = index.parent().unwrap_or(Path::new("."));
@@ -85,12 +112,14 @@ fn read_index(index: &Path) -> Result<Shards, ModelError> {
     }
     let mut files = Vec::with_capacity(names.len());
     for name in &names {
-        let relative = Path::new(name.as_str());
-        if name.is_empty() || !relative.components().all(|part| matches!(part, Component::Normal(_))) {
+        if matches!(name.as_str(), "" | "." | "..") || name.contains(['/', '\\', '\0']) {
             return Err(ModelError::broken(index, format!("the shard name {name:?} leaves the model's directory"))
                 .with_hint("do not use an index that reaches outside its directory"));
         }
-        let file = directory.join(relative);
+        if !name.ends_with(".safetensors") {
+            return Err(not_read(index, name));
+        }
+        let file = directory.join(name.as_str());
         if !file.is_file() {
             return Err(ModelError::broken(index, format!("the shard {name} is missing"))
                 .with_hint("copy or download the missing shard"));

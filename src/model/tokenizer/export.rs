@@ -29,7 +29,7 @@ pub struct TokenizerExport {
 /// become unused tokens `[PADn]`.
 pub fn export_gguf(directory: &Path, vocab_size: usize) -> Result<TokenizerExport, ModelError> {
     let path = directory.join("tokenizer.json");
-    let text = std::fs::read(&path).map_err(ModelError::io("read", &path))?;
+    let text = crate::model::limits::read_tokenizer(&path)?;
     let tokenizer: Value =
         serde_json::from_slice(&text).map_err(|error| ModelError::broken(&path, format!("not JSON: {error}")))?;
     let model = &tokenizer["model"];

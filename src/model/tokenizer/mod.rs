@@ -1,6 +1,7 @@
 //! From text to token ids and back: `tokenizer.json` of a model directory, or the vocabulary inside a GGUF file.
 mod export;
 mod import;
+mod merges;
 mod sentencepiece;
 mod special;
 mod splitting;
@@ -34,7 +35,7 @@ impl Tokenizer {
                 "write one: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) in Python",
             ));
         }
-        let text = std::fs::read(&file).map_err(ModelError::io("read", &file))?;
+        let text = super::limits::read_tokenizer(&file)?;
         let inner = parse(&file, &text)?;
         let special = SpecialTokens::of_directory(directory, &file, &text, |token| inner.token_to_id(token))?;
         Ok(Tokenizer { inner, special, path: file })
@@ -101,8 +102,11 @@ impl Tokenizer {
 }
 
 fn parse(path: &Path, text: &[u8]) -> Result<tokenizers::Tokenizer, ModelError> {
-    let mut inner = tokenizers::Tokenizer::from_bytes(text)
-        .map_err(|error| ModelError::broken(path, format!("not a usable tokenizer: {error}")))?;
+    let unusable = |flaw: String| ModelError::broken(path, format!("not a usable tokenizer: {flaw}"));
+    if let Some(flaw) = merges::flaw(text) {
+        return Err(unusable(flaw));
+    }
+    let mut inner = tokenizers::Tokenizer::from_bytes(text).map_err(|error| unusable(error.to_string()))?;
     // Settings of whoever saved the file; a text is always encoded whole and without filling.
     inner.with_padding(None);
     inner.with_truncation(None).map_err(|error| ModelError::broken(path, error.to_string()))?;

@@ -51,13 +51,11 @@ impl SpecialTokens {
 
 /// Absent files count as empty; broken ones are an error.
 pub(super) fn read_json(path: &Path) -> Result<Value, ModelError> {
-    match std::fs::read(path) {
-        Ok(text) => {
-            serde_json::from_slice(&text).map_err(|error| ModelError::broken(path, format!("not JSON: {error}")))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
-        Err(error) => Err(ModelError::io("read", path)(error)),
+    if !path.try_exists().map_err(ModelError::io("read", path))? {
+        return Ok(Value::Null);
     }
+    let text = crate::model::limits::read_config(path)?;
+    serde_json::from_slice(&text).map_err(|error| ModelError::broken(path, format!("not JSON: {error}")))
 }
 
 /// A token is written as text or as an object with its `content`.

@@ -320,8 +320,12 @@ fn plan_output(
 
 /// `<recipe name>-Q8_0`; what a file name cannot hold becomes a dash.
 fn out_name(recipe: &str, type_name: &str) -> String {
-    let safe: String =
-        recipe.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect();
+    // A file name has room for 255 bytes.
+    let safe: String = recipe
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' })
+        .take(180)
+        .collect();
     format!("{}-{type_name}", safe.trim_start_matches('.'))
 }
 
