@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Kills the line at random moments of a whole chain (profile, prune, quant, eval, package) and compares what comes out
-# with what comes out of a run that nobody disturbs: every file of the artifact, byte by byte.
+# with what comes out of a run that nobody disturbs: the models and all files of the artifact that do not tell when they were
+# made, byte by byte.
 #
 #   scripts/crash_test.sh [N] [SEED]      N rounds (default 100), moments and victims drawn from SEED (default 1)
 #
@@ -12,6 +13,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 rounds=${1:-100} seed=${2:-1} kills=${KILLS:-3}
 bin=${BIN:-$here/../target/release}
+demo=$here/../recipes/demo
 if [[ ! -x $bin/factoryd ]]; then
     cargo build --release --bins --manifest-path "$here/../Cargo.toml"
 fi
@@ -32,27 +34,25 @@ savepoint_seconds = 0
 [grid]
 heartbeat_interval_seconds = 0.1
 TOML
-    local words='The mill stood by the river, and the river turned the mill, and nobody asked why. '
-    for _ in $(seq 30); do printf '{"text": "%s%s%s"}\n' "$words" "$words" "$words"; done > "$1/calibration/calib.jsonl"
-    for _ in $(seq 60); do printf '%s' "$words"; done > "$1/calibration/held.txt"
     cat > "$1/line/intake/x.alloy.json" <<JSON
 {"name": "tiny", "version": "1.0.0",
- "source": {"baseModel": "$here/../tests/fixtures/models/qwen3_moe-text", "architecture": "qwen3_moe", "isMoE": true},
+ "source": {"baseModel": "$demo/model", "architecture": "qwen3_moe", "isMoE": true},
  "stages": [
-  {"type": "expert-activation-profile", "calibrationCorpus": "calib.jsonl", "maxLength": 128},
-  {"type": "expert-prune", "keepExpertsPerLayer": 3, "routerKd": true, "heldOut": "held.txt"},
+  {"type": "expert-activation-profile", "calibrationCorpus": "$demo/calibration.jsonl", "maxLength": 256},
+  {"type": "expert-prune", "keepExpertsPerLayer": 6, "routerKd": true, "heldOut": "$demo/heldout.txt",
+   "heldOutTokens": 1024},
   {"type": "quant", "format": "gguf", "quantTypes": ["Q4_0", "Q8_0"], "algorithm": "gptq",
-   "calibrationCorpus": "calib.jsonl", "calibrationTokens": 2048, "calibrationLength": 128},
+   "calibrationCorpus": "$demo/calibration.jsonl", "calibrationTokens": 2048, "calibrationLength": 128},
   {"type": "eval", "benchmarks": [
-   {"name": "perplexity", "data": "held.txt", "context": 128, "convention": "windowed"},
-   {"name": "divergence", "data": "held.txt", "context": 128, "convention": "windowed"}]},
+   {"name": "perplexity", "data": "$demo/heldout.txt", "context": 128, "convention": "windowed", "maxTokens": 2048},
+   {"name": "divergence", "data": "$demo/heldout.txt", "context": 128, "convention": "windowed", "maxTokens": 2048}]},
   {"type": "package", "format": "gguf"}]}
 JSON
 }
 
-fingerprint() { # DIR: hashes of all files that ship, but those that tell of times and attempts
-    (cd "$1/work/x/artifact" && find . -type f ! -name '*.alloy.json' ! -name '*.md' ! -name 'results.json' -print0 |
-        sort -z | xargs -0 sha256sum)
+fingerprint() { # DIR: hashes of all files that ship, but those that tell when they were made, or hash one that does
+    (cd "$1/work/x/artifact" && find . -type f ! -name '*.alloy.json' ! -name '*.md' ! -name '*.metadata.v1.json' \
+        ! -name manifest.json -print0 | sort -z | xargs -0 sha256sum)
 }
 
 supervise() { # DIR: in a process group of its own

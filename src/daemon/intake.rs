@@ -38,6 +38,8 @@ pub struct Picking<'a> {
     /// Whether something that takes this much fits now.
     pub fits: &'a dyn Fn(&Needs) -> bool,
     pub patience: TimeDelta,
+    /// No wait is longer: a clock that was set back does not hold a part for years.
+    pub longest: TimeDelta,
 }
 
 /// What admission says of a recipe.
@@ -119,7 +121,8 @@ impl Intake {
             if is_lacking && waiting.since.is_some_and(|since| now - since > how.patience) {
                 break;
             }
-            if !is_lacking && waiting.not_before.is_none_or(|t| t <= now) {
+            let is_due = |t: DateTime<Utc>| t <= now || t - now > how.longest;
+            if !is_lacking && waiting.not_before.is_none_or(is_due) {
                 at = Some(place);
                 break;
             }

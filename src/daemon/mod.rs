@@ -14,6 +14,7 @@ mod metrics;
 mod notify;
 mod observer;
 mod options;
+mod reserve;
 mod serve;
 mod settle;
 mod steer;
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant};
 use chrono::{TimeDelta, Utc};
 use serde_json::json;
 
-use crate::fault::{Fault, Outcome};
+use crate::fault::{Fault, FaultClass, Outcome};
 use crate::line::claim::Claimed;
 use crate::line::heartbeat::State;
 use crate::line::lock::MovesLock;
@@ -43,6 +44,7 @@ use build::Ending;
 use doorbell::{Ring, SignalWatch, Watch};
 use intake::{Admission, Intake, Picking, Waiting};
 use metrics::Metrics;
+use reserve::Reserve;
 
 pub use journal::Journal;
 pub use limits::{ControlGroups, Limits};
@@ -65,7 +67,8 @@ pub fn run(options: &DaemonOptions, observer: &dyn DaemonObserver) -> Outcome<Su
     let heart = HeartbeatWriter::telling(&layout, host, interval, move |beat| desk.beat(beat));
     let events = EventLog::new(&layout, &*options.config.host);
     let caretaker = Caretaker::start(&layout);
-    let floor = Floor { layout, options, observer, heart, events, metrics, caretaker };
+    let reserve = Reserve::new(&layout);
+    let floor = Floor { layout, options, observer, heart, events, metrics, caretaker, reserve };
     let (bell, rings) = mpsc::channel();
     options.stop.connect(bell.clone());
     let _signals = if options.signals { Some(SignalWatch::start(options.stop.clone())?) } else { None };
@@ -101,6 +104,8 @@ pub(crate) struct Floor<'a> {
     metrics: Metrics,
     /// Makes room on the disk.
     pub caretaker: Caretaker,
+    /// A little room for the worst moment.
+    reserve: Reserve,
 }
 
 /// The loop's own state.
@@ -191,6 +196,7 @@ impl<'a> Supervisor<'a> {
         }
         if self.has_room() && !self.intake.is_empty() {
             self.floor.check_space()?;
+            self.floor.reserve.keep();
         }
         while self.has_room() {
             let Some(waiting) = self.next() else { break };
@@ -218,7 +224,8 @@ impl<'a> Supervisor<'a> {
             room.lacks(needs.ram, needs.vram, needs.disk).is_none()
         };
         let patience = TimeDelta::from_std(config.patience).unwrap_or(TimeDelta::MAX);
-        self.intake.take(Utc::now(), &Picking { only: self.only.as_deref(), fits: &fits, patience })
+        let longest = TimeDelta::from_std(config.longest_wait()).unwrap_or(TimeDelta::MAX);
+        self.intake.take(Utc::now(), &Picking { only: self.only.as_deref(), fits: &fits, patience, longest })
     }
 
     /// A recipe that cannot be built goes to rework at once; false when it is not there any more.
@@ -270,7 +277,14 @@ impl<'a> Supervisor<'a> {
         scope.spawn(move || {
             let work = AssertUnwindSafe(|| {
                 let attempted = build::build(floor, &claimed);
-                settle::settle(floor, &claimed, &attempted)
+                match settle::settle(floor, &claimed, &attempted) {
+                    // No room for a sidecar: that is what the reserve is for.
+                    Err(fault) if fault.class == FaultClass::Resource && floor.reserve.give_up() => {
+                        floor.trouble(&fault);
+                        settle::settle(floor, &claimed, &attempted)
+                    }
+                    settled => settled,
+                }
             });
             let ending = match catch_unwind(work) {
                 Ok(Ok(ending)) => ending,

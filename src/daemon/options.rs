@@ -114,6 +114,13 @@ impl DaemonConfig {
         }
     }
 
+    /// Longest time a part can be told to wait, of all classes.
+    pub(crate) fn longest_wait(&self) -> Duration {
+        let classes = FaultClass::ALL.iter().map(|class| self.budget(class.as_str()));
+        let longest = classes.map(|budget| budget.longest.max(budget.backoff)).max().unwrap_or_default();
+        longest.mul_f64(1.3).max(self.rescan.mul_f64(2.0))
+    }
+
     /// What is done about faults of this class: without a word about it, only those of the machine are tried again.
     pub(crate) fn budget(&self, class: &str) -> Budget {
         const LONGEST: Duration = Duration::from_secs(3600);

@@ -182,6 +182,11 @@ fn failure(floor: &Floor, claimed: &Claimed, attempted: &Attempted, exit: &Exit,
             "the worker was killed (signal 9); the kernel killed a process for memory meanwhile".into(),
             Some("lower forge.memory_budget_gb in factory_node.toml, or free memory on this machine"),
         ),
+        Exit::Signal(7) => blank(
+            FaultClass::Infra,
+            "the worker was killed by signal 7: a file it was reading was cut short, or its disk failed".into(),
+            Some("the next attempt looks at every input again; `dmesg` tells of disks that fail"),
+        ),
         Exit::Signal(signal) => blank(FaultClass::Infra, format!("the worker was killed by signal {signal}"), None),
         Exit::Stalled => blank(
             FaultClass::Infra,

@@ -46,6 +46,10 @@ case $act in
     [ "$n" -gt 2 ] && say '{"type":"stage_started","stage":"eval","index":1,"of":2}'
     [ "$n" -gt 4 ] || exit 75 ;;
   full) [ -e "$work/seen" ] || { touch "$work/seen"; exit 69; } ;;
+  stopped) [ -e "$work/seen" ] || { touch "$work/seen"; kill -STOP $$; } ;;
+  bus) [ -e "$work/seen" ] || { touch "$work/seen"; kill -BUS $$; } ;;
+  brim) head -c 100000000 /dev/zero > "$work/../../ballast" 2>/dev/null
+    echo '{"class":"resource","message":"write weights: No space left on device","stage":"quant"}' > "$work/fault.json"; exit 69 ;;
   nice) nice > "$work/nice" ;;
   lock) [ -z "$(cat)" ] || exit 70 ;;
 esac
@@ -64,7 +68,11 @@ pub struct Factory {
 
 impl Factory {
     pub fn new() -> Factory {
-        let dir = tempfile::tempdir().unwrap();
+        Factory::in_folder(tempfile::tempdir().unwrap())
+    }
+
+    /// On whatever disk the folder lies.
+    pub fn in_folder(dir: tempfile::TempDir) -> Factory {
         let layout = Layout::init(dir.path().join("factory")).unwrap();
         fs::write(dir.path().join("worker.sh"), WORKER).unwrap();
         Factory { dir, layout }

@@ -11,6 +11,7 @@ mod divergence;
 mod doctor;
 mod expert_choice;
 mod factory;
+mod fault_table;
 mod faults;
 mod foreman;
 mod frontier;

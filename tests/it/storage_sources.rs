@@ -107,8 +107,8 @@ fn a_model_of_a_peer_is_copied_here_before_it_is_used() {
             let there = bench.home.join("peer/org/m");
             model(&there, "weights");
             // As a hub cache is laid out.
-            fs::rename(there.join("model.safetensors"), bench.home.join("blob")).unwrap();
-            std::os::unix::fs::symlink(bench.home.join("blob"), there.join("model.safetensors")).unwrap();
+            fs::rename(there.join("model.safetensors"), bench.home.join("peer/blob")).unwrap();
+            std::os::unix::fs::symlink(bench.home.join("peer/blob"), there.join("model.safetensors")).unwrap();
             let recipe = recipe(&bench, "x", "org/m");
             let node = bench.node();
             let here = bench.home.join(cache).join("org/m");
