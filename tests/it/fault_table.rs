@@ -5,7 +5,7 @@
 //! left out where this user may not.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -20,33 +20,39 @@ use crate::worker::fixture;
 
 /// A disk in memory, unmounted when dropped.
 struct Disk {
-    at: tempfile::TempDir,
+    at: PathBuf,
+    _made: Option<tempfile::TempDir>,
 }
 
 impl Disk {
-    fn mount(megabytes: u32) -> Option<Disk> {
-        let at = tempfile::tempdir().unwrap();
-        let words = ["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "none"];
-        let mounted = Command::new("mount").args(words).arg(at.path()).output().is_ok_and(|done| done.status.success());
+    fn mount(at: &Path, how: &str) -> bool {
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", how, "none"]).arg(at).output();
+        let mounted = done.is_ok_and(|done| done.status.success());
         if !mounted {
             println!("left out: this user may not mount a disk in memory");
         }
-        mounted.then_some(Disk { at })
+        mounted
     }
 
-    fn remount(&self, how: &str) {
-        let done = Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(self.at.path()).status().unwrap();
-        assert!(done.success(), "remount {how}");
+    fn of(megabytes: u32) -> Option<Disk> {
+        let made = tempfile::tempdir().unwrap();
+        let at = made.path().to_owned();
+        Disk::mount(&at, &format!("size={megabytes}m")).then_some(Disk { at, _made: Some(made) })
+    }
+
+    /// One that cannot be written to, in place of a folder.
+    fn over(folder: &Path) -> Option<Disk> {
+        Disk::mount(folder, "ro,size=1m").then(|| Disk { at: folder.to_owned(), _made: None })
     }
 
     fn folder(&self) -> tempfile::TempDir {
-        tempfile::tempdir_in(self.at.path()).unwrap()
+        tempfile::tempdir_in(&self.at).unwrap()
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.at.path()).status();
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
     }
 }
 
@@ -96,7 +102,7 @@ fn a_mapped_file_that_is_cut_short_is_told_and_the_next_attempt_names_it() {
 
 #[test]
 fn a_full_disk_sends_the_part_back_and_the_line_lives() {
-    let Some(disk) = Disk::mount(8) else { return };
+    let Some(disk) = Disk::of(8) else { return };
     let factory = Factory::in_folder(disk.folder());
     factory.drop_recipe("x.alloy.json", "brim", 1);
     // The worker fills the disk to the brim, and cannot even say so.
@@ -113,29 +119,26 @@ fn a_full_disk_sends_the_part_back_and_the_line_lives() {
 }
 
 #[test]
-fn a_line_that_becomes_read_only_loses_nothing_and_goes_on_when_it_is_not() {
-    let Some(disk) = Disk::mount(8) else { return };
-    let factory = Factory::in_folder(disk.folder());
+fn a_station_that_takes_nothing_loses_nothing_and_the_part_goes_on_when_it_does() {
+    let factory = Factory::new();
     factory.drop_recipe("x.alloy.json", "slow", 0);
     let mut options = factory.options(Mode::Forever);
     options.config.rescan = Duration::from_millis(100);
     let (stop, layout) = (options.stop.clone(), factory.layout.clone());
     let daemon = std::thread::spawn(move || run(&options, &NoObserver));
-    let in_assembly = layout.station(Station::Assembly).join("x.alloy.json");
-    until("it is being built", || in_assembly.exists());
-    // Fails while a log is open for writing: then nothing is proved, and the part just ends.
-    let words = ["-o", "remount,ro"];
-    let closed = Command::new("mount").args(words).arg(disk.at.path()).output().is_ok_and(|done| done.status.success());
-    if closed {
-        std::thread::sleep(Duration::from_millis(900));
-        disk.remount("rw");
-    } else {
-        println!("left out: the disk is in use and cannot be closed for writing");
+    until("it is being built", || layout.station(Station::Assembly).join("x.alloy.json").exists());
+    // Over the station now lies a disk that nobody may write to.
+    let finished = layout.station(Station::Finished);
+    if let Some(disk) = Disk::over(&finished) {
+        until("it is told", || factory.events().iter().any(|(kind, _)| kind == "line/trouble"));
+        assert_eq!(factory.files(Station::Assembly), ["x.alloy.json"]);
+        drop(disk);
     }
-    until("it is finished", || layout.station(Station::Finished).read_dir().unwrap().flatten().count() >= 2);
+    until("it is finished", || finished.join("x.alloy.json").exists());
     stop.request();
     daemon.join().unwrap().unwrap();
     assert_eq!(factory.check(&["x"])["x"], Station::Finished);
+    assert_eq!(factory.json(Station::Finished, "x.result.json")["attempt"], 1, "its work was not done again");
 }
 
 #[test]
