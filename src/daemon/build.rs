@@ -64,12 +64,12 @@ const TICK: Duration = Duration::from_millis(100);
 /// Longest line of a worker that is read as a message.
 const LONGEST_LINE: u64 = 1 << 20;
 
-/// Runs the worker of a claimed part to its end.
-pub fn build(floor: &Floor, claimed: &Claimed) -> Attempted {
+/// Runs the worker of a claimed part to its end, in the slot of this number.
+pub fn build(floor: &Floor, claimed: &Claimed, slot: usize) -> Attempted {
     let started = Instant::now();
     let killed_before = oom_kills();
     let mut teller = Teller::new(floor, claimed);
-    let exit = match start(floor, claimed) {
+    let exit = match start(floor, claimed, slot) {
         Ok(mut worker) => worker.see_to_its_end(floor, claimed, &mut teller),
         Err(problem) => Exit::NotStarted(problem),
     };
@@ -97,13 +97,16 @@ struct Worker {
     log: WorkerLog,
 }
 
-fn start(floor: &Floor, claimed: &Claimed) -> Result<Worker, String> {
+fn start(floor: &Floor, claimed: &Claimed, slot: usize) -> Result<Worker, String> {
     let work = floor.layout.work(&claimed.part.name);
     let path = work.join("worker.log");
     let log = WorkerLog::open(&path, floor.options.config.worker_log);
     let log = log.map_err(|e| format!("{}: {e}", path.display()))?;
     let chatter = log.handle().map_err(|e| e.to_string())?;
     let program = floor.options.worker.path();
+    let devices = &floor.options.config.devices;
+    // With one device there is nothing to choose.
+    let device = (devices.len() > 1).then(|| format!("--device={}", devices[slot % devices.len()]));
     let mut child = Command::new(&program)
         .args(&floor.options.worker.args)
         .arg("--root")
@@ -114,6 +117,7 @@ fn start(floor: &Floor, claimed: &Claimed) -> Result<Worker, String> {
         .arg(&work)
         .arg("--attempt")
         .arg(claimed.attempt.token.as_str())
+        .args(device)
         .stdin(claimed.lock.as_stdin().map_err(|e| e.to_string())?)
         .stdout(Stdio::piped())
         .stderr(log.handle().map_err(|e| e.to_string())?)

@@ -23,8 +23,8 @@ use crate::line::{Layout, Station, disk};
 pub enum Ring {
     /// Something may have changed in intake.
     Intake,
-    /// A part left its slot.
-    Done(Ending),
+    /// A part left its slot, of this number.
+    Done(usize, Ending),
     /// Somebody asks us to stop.
     Stop,
 }

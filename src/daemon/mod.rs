@@ -22,6 +22,7 @@ mod tell;
 mod worker_log;
 
 use std::cell::OnceCell;
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::Scope;
@@ -79,6 +80,7 @@ pub fn run(options: &DaemonOptions, observer: &dyn DaemonObserver) -> Outcome<Su
         rings,
         intake: Intake::default(),
         running: 0,
+        busy: BTreeSet::new(),
         only: None,
         is_stale: true,
         last_scan: Instant::now(),
@@ -116,6 +118,8 @@ struct Supervisor<'a> {
     rings: Receiver<Ring>,
     intake: Intake,
     running: usize,
+    /// Numbers of the slots that parts are built in.
+    busy: BTreeSet<usize>,
     /// In `Once`: the base name of the one part.
     only: Option<String>,
     /// Intake has changed since it was scanned.
@@ -273,10 +277,12 @@ impl<'a> Supervisor<'a> {
         'a: 's,
     {
         self.running += 1;
+        let slot = (0..).find(|slot| !self.busy.contains(slot)).unwrap_or(0);
+        self.busy.insert(slot);
         let (floor, bell) = (self.floor, self.bell.clone());
         scope.spawn(move || {
             let work = AssertUnwindSafe(|| {
-                let attempted = build::build(floor, &claimed);
+                let attempted = build::build(floor, &claimed, slot);
                 match settle::settle(floor, &claimed, &attempted) {
                     // No room for a sidecar: that is what the reserve is for.
                     Err(fault) if fault.class == FaultClass::Resource && floor.reserve.give_up() => {
@@ -295,7 +301,7 @@ impl<'a> Supervisor<'a> {
                 Err(_) => Ending::Unsettled,
             };
             drop(claimed);
-            let _ = bell.send(Ring::Done(ending));
+            let _ = bell.send(Ring::Done(slot, ending));
         });
     }
 
@@ -402,8 +408,9 @@ impl<'a> Supervisor<'a> {
         match ring {
             Ring::Intake => self.is_stale = true,
             Ring::Stop => {}
-            Ring::Done(ending) => {
+            Ring::Done(slot, ending) => {
                 self.running -= 1;
+                self.busy.remove(&slot);
                 // These stand in intake again, or nobody knows where.
                 self.is_stale |= !matches!(ending, Ending::Finished | Ending::Rework);
                 match ending {

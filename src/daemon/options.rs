@@ -17,7 +17,7 @@ use super::doorbell::Ring;
 use super::limits::{ControlGroups, Limits};
 use super::notify::Notifier;
 use crate::fault::{Fault, FaultClass, Outcome};
-use crate::node::{Node, RetryBudget};
+use crate::node::{DeviceChoice, Node, RetryBudget};
 use crate::units::Bytes;
 
 /// How long a supervisor works.
@@ -53,6 +53,8 @@ pub struct DaemonConfig {
     pub grace: Duration,
     /// Parts built at the same time.
     pub slots: usize,
+    /// What slots compute on, in turn; one device is the worker's own affair.
+    pub devices: Vec<DeviceChoice>,
     /// Nothing is started while less than this is free under the root: moves and logs need room.
     pub min_free: Bytes,
     pub limits: Limits,
@@ -99,7 +101,8 @@ impl DaemonConfig {
             rescan: node.forge.rescan,
             heartbeat: node.grid.heartbeat_interval,
             grace: node.forge.stop_grace,
-            slots: 1,
+            slots: node.forge.slots,
+            devices: node.devices(),
             min_free: node.hot.min_free,
             retry: node.retry.clone(),
             patience: node.forge.patience,

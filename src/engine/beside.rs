@@ -41,6 +41,7 @@ pub fn run_beside(
         return Err(EngineError::Vocabularies { first: vocab, other });
     }
     check_sequences(sequences, vocab)?;
+    let _turn = options.take_turn(progress)?;
     let shared = Shared { sequences, scoring, options, progress };
     if options.device.is_cpu() && !options.candle_on_cpu {
         shared.run(&Host::of(options), first, others, observers)

@@ -34,6 +34,7 @@ mod rewrite;
 mod routing;
 mod savepoint;
 mod tune;
+mod turn;
 mod variant;
 pub(crate) mod vector;
 mod watch;

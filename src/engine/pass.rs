@@ -20,6 +20,7 @@ use super::memory::MemoryPlan;
 use super::observer::Observer;
 use super::prefetch::one_ahead;
 use super::savepoint::{Keeper, Point, Savepoints, Shape};
+use super::turn::Turn;
 use super::variant::{Change, Run, Variant};
 use crate::family::{BlockSpec, ModelSpec, OpenModel, RopeSpec};
 use crate::model::TensorSource;
@@ -43,6 +44,8 @@ pub struct PassOptions {
     /// Where the pass keeps what it needs to go on after an interruption; it keeps nothing if `None`. Passes over several
     /// models side by side keep nothing.
     pub savepoints: Option<Savepoints>,
+    /// A lock that whoever passes over this device holds meanwhile; nobody waits for anybody if `None`.
+    pub turn: Option<PathBuf>,
 }
 
 impl Default for PassOptions {
@@ -54,6 +57,7 @@ impl Default for PassOptions {
             kernel: None,
             candle_on_cpu: false,
             savepoints: None,
+            turn: None,
         }
     }
 }
@@ -193,6 +197,13 @@ pub(super) fn check_sequences(sequences: &[Vec<u32>], vocab: usize) -> Result<()
         }
     }
     Ok(())
+}
+
+impl PassOptions {
+    /// Waits for the device.
+    pub(super) fn take_turn(&self, waiting: &dyn Fn(PassProgress)) -> Result<Option<Turn>> {
+        self.turn.as_deref().map(|path| Turn::take(path, waiting)).transpose()
+    }
 }
 
 impl Host {

@@ -161,6 +161,7 @@ pub fn run_rewriting<R: Rewriter>(
 ) -> Result<RewriteReport, R::Error> {
     let (spec, source) = (&model.spec, model.tensors.as_ref());
     check_sequences(sequences, spec.vocab)?;
+    let _turn = options.take_turn(progress)?;
     if options.device.is_cpu() && !options.candle_on_cpu {
         let backend = &Host::of(options);
         run(&Pass { backend, spec, source, variants: &[], sequences, options, progress }, model, rewriter)

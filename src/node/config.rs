@@ -222,6 +222,8 @@ pub struct Forge {
     pub io_priority: IoPriority,
     pub device: DeviceChoice,
     pub threads: usize,
+    /// Parts built at the same time.
+    pub slots: usize,
     /// Longest log of one attempt: a longer one is cut down to its end.
     pub worker_log: Bytes,
 }
@@ -265,6 +267,7 @@ pub(super) struct NodeFile {
     pub retry: BTreeMap<FaultClass, RetryBudget>,
     pub device: DeviceChoice,
     pub threads: Option<u64>,
+    pub slots: Option<u64>,
     pub worker_log: Option<Bytes>,
     pub coordinator: Option<String>,
     pub heartbeat_interval: Option<Duration>,
@@ -417,6 +420,7 @@ impl NodeFile {
                 Err(wanted) => return forge.out_of_range("device", format!("{text:?}"), wanted),
             }
         }
+        self.slots = forge.whole("slots", 1..=64)?;
         self.threads = forge.whole("threads", 0..=4096)?.filter(|&threads| threads > 0);
         self.worker_log = forge.whole("worker_log_mb", 1..=1_000_000)?.map(Bytes::from_mb);
         forge.finish()

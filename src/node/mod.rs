@@ -129,7 +129,7 @@ impl Node {
         if let Some(budget) = said.memory_budget.filter(|&budget| budget > ram) {
             notes.push(format!("forge.memory_budget_gb is {budget}, more than the {ram} this machine has"));
         }
-        Ok(Node {
+        let mut node = Node {
             name: said.name.unwrap_or_else(|| hostname.clone()),
             hostname,
             roles: if said.roles.is_empty() { vec![Role::Forge] } else { said.roles },
@@ -153,6 +153,7 @@ impl Node {
                 io_priority: said.io_priority.unwrap_or_default(),
                 device: said.device,
                 threads: said.threads.map_or_else(detect::threads, |threads| threads as usize),
+                slots: 0,
                 worker_log: said.worker_log.unwrap_or(Bytes::from_mb(64)),
             },
             retry: said.retry,
@@ -165,7 +166,21 @@ impl Node {
             safety_roots: said.safety_roots,
             file,
             notes,
-        })
+        };
+        // One part for each device, unless somebody wants more.
+        node.forge.slots = said.slots.map_or_else(|| node.devices().len(), |slots| slots as usize);
+        Ok(node)
+    }
+
+    /// The devices that slots are given in turn: every GPU when any will do and this build can use them, else the one that is
+    /// named.
+    pub fn devices(&self) -> Vec<DeviceChoice> {
+        match self.forge.device {
+            DeviceChoice::Auto if cfg!(feature = "cuda") && self.gpus.iter().any(|gpu| gpu.detected) => {
+                self.gpus.iter().map(|gpu| DeviceChoice::Cuda(gpu.index)).collect()
+            }
+            named => vec![named],
+        }
     }
 
     /// True when this node builds parts (roles `forge` or `both`).

@@ -164,7 +164,8 @@ fn input_hashes(cx: &StageContext<'_>, planned: &PlannedStage, before: &str) -> 
     let mut inputs = BTreeMap::from([
         ("settings".to_owned(), Sha::of(settings.as_bytes()).tagged()),
         ("before".to_owned(), before.to_owned()),
-        ("device".to_owned(), cx.plan.device.clone()),
+        // Which of several GPUs it was makes no difference.
+        ("device".to_owned(), cx.plan.device.split(':').next().unwrap_or_default().to_owned()),
         ("tool".to_owned(), this_build()?),
     ]);
     let mine = format!("stages[{}].", planned.index);

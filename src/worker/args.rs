@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::line::AttemptToken;
+use crate::node::DeviceChoice;
 
 /// Arguments of the hidden `worker` subcommand. The claim lock is inherited as standard input (it reads as empty).
 #[derive(Clone, Debug, Args)]
@@ -21,4 +22,7 @@ pub struct WorkerArgs {
     /// Token of this attempt; checked before every write that cannot be taken back.
     #[arg(long, value_name = "TOKEN")]
     pub attempt: AttemptToken,
+    /// The device of this worker's slot, where the node has several.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
 }

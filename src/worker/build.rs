@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::ticker::while_ticking;
 use super::{WorkerArgs, certify, write_json};
 use crate::crash::crash_point;
+use crate::engine::device_name;
 use crate::fault::{Fault, Outcome};
 use crate::line::claim::check_token;
 use crate::line::record::{self, WAIT_FILE, WaitRecord};
@@ -38,7 +39,8 @@ fn attempt(args: &WorkerArgs, progress: &Progress<'_>) -> Outcome<Built> {
     check_token(&args.work, &args.attempt)?;
     let part = part_path(&layout, &args.part);
     let recipe = RecipeFile::read(&part)?;
-    let node = Node::load(layout.root())?;
+    let mut node = Node::load(layout.root())?;
+    node.forge.device = args.device.unwrap_or(node.forge.device);
     use_threads(node.forge.threads);
     if let Some(wait) = waits(args, predict(&recipe, &node, &layout)?, &node)? {
         check_token(&args.work, &args.attempt)?;
@@ -62,7 +64,11 @@ fn attempt(args: &WorkerArgs, progress: &Progress<'_>) -> Outcome<Built> {
     for finding in plan.findings.iter().filter(|finding| finding.severity == Severity::Warning) {
         progress.warn(finding.located());
     }
-    let pass = pass_options(&node, &args.work)?;
+    let mut pass = pass_options(&node, &args.work)?;
+    if !pass.device.is_cpu() {
+        let name = device_name(&pass.device).replace(':', "");
+        pass.turn = Some(layout.line().join(format!(".{name}.lock")));
+    }
     let mut cx = StageContext::new(&plan, &args.work, progress, pass);
     cx.savepoint = node.forge.savepoint;
     let summary = run_stages(&mut cx)?;

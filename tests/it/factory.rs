@@ -50,6 +50,7 @@ case $act in
   bus) [ -e "$work/seen" ] || { touch "$work/seen"; kill -BUS $$; } ;;
   brim) head -c 100000000 /dev/zero > "$work/../../ballast" 2>/dev/null
     echo '{"class":"resource","message":"write weights: No space left on device","stage":"quant"}' > "$work/fault.json"; exit 69 ;;
+  slot) echo "$1" > "$work/device"; sleep 0.4 ;;
   nice) nice > "$work/nice" ;;
   lock) [ -z "$(cat)" ] || exit 70 ;;
 esac
@@ -97,6 +98,7 @@ impl Factory {
                 heartbeat: Duration::from_millis(200),
                 grace: Duration::from_millis(300),
                 slots: 1,
+                devices: Vec::new(),
                 min_free: Bytes(0),
                 retry: Default::default(),
                 limits: Limits::default(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use factoryline::daemon::{Limits, Mode, NoObserver, Summary, run};
 use factoryline::fault::FaultClass;
 use factoryline::line::Station;
-use factoryline::node::RetryBudget;
+use factoryline::node::{DeviceChoice, RetryBudget};
 use factoryline::units::Bytes;
 
 use crate::factory::{Factory, Watcher, until};
@@ -98,4 +98,21 @@ fn a_worker_has_the_niceness_it_is_given() {
     options.config.limits.nice = 19;
     assert_eq!(run(&options, &NoObserver).unwrap().finished, 1);
     assert_eq!(fs::read_to_string(factory.layout.work_root().join("x/nice")).unwrap().trim(), "19");
+}
+
+#[test]
+fn several_devices_are_several_slots_each_with_its_own() {
+    let factory = Factory::new();
+    for part in ["a", "b", "c"] {
+        factory.drop_recipe(&format!("{part}.alloy.json"), "slot", 0);
+    }
+    let mut options = factory.options(Mode::Drain);
+    options.config.slots = 2;
+    options.config.devices = vec![DeviceChoice::Cuda(0), DeviceChoice::Cuda(1)];
+    assert_eq!(run(&options, &NoObserver).unwrap().finished, 3);
+    let device = |part: &str| fs::read_to_string(factory.layout.work_root().join(part).join("device")).unwrap();
+    let (a, b) = (device("a"), device("b"));
+    assert_eq!([a.trim(), b.trim()], ["--device=cuda:0", "--device=cuda:1"], "two at a time");
+    // The third has the slot that became free.
+    assert!([a, b].contains(&device("c")));
 }

@@ -62,6 +62,7 @@ impl Bench {
             part: PathBuf::from("assembly/p.alloy.json"),
             work,
             attempt: attempt.token,
+            device: None,
         };
         Bench { dir, layout, part, args }
     }
