@@ -8,6 +8,9 @@
                  whole stage (flushed, hashed from disk, proved against the source, scored), against `cp`, fsync and sha256sum
     line         a recipe with nothing to do: parts per second when many wait, and the time from a part's arrival to
                  its claim when none waits
+    queue        --jobs parts that build nothing, each with a worker process of its own (scripts/noop_worker.sh), from the first
+                 drop to the last result, every move synced; beside it as many jobs `true` through nq, task-spooler and pueue,
+                 those that are installed, one worker each. nq and task-spooler keep nothing durable.
 
 Every figure is the median of --repeat runs; ratios above 1 mean that ours is faster. The peer is left out, and says so,
 when LLAMA_PYTHON is not set or has no llama_cpp.
@@ -227,6 +230,91 @@ class Bench:
             time.sleep(0.01)
         sys.exit(f"{name}: no {kind} within {limit} s")
 
+    def queue(self):
+        """Jobs per second through the line and through other queues, in turns."""
+        ways = {"line, 1 slot": lambda: self.queue_ours(1), "line, 4 slots": lambda: self.queue_ours(4)}
+        peers = {"nq": ("nq", self.queue_nq), "task-spooler": ("tsp", self.queue_tsp), "pueue": ("pueued", self.queue_pueue)}
+        ways |= {name: run for name, (program, run) in peers.items() if shutil.which(program)}
+        rates = {name: [] for name in ways}
+        for _ in range(self.args.repeat):
+            for name, run in ways.items():
+                rates[name].append(self.args.jobs / run())
+        medians = {name: statistics.median(found) for name, found in rates.items()}
+        ours = medians["line, 1 slot"]
+        self.row("queue, 4 slots", medians["line, 4 slots"], "jobs/s")
+        self.row("queue, 1 slot", ours, "jobs/s")
+        for name in ways:
+            if name in peers:
+                self.row("queue, 1 slot", ours, "jobs/s", medians[name], name)
+        missing = [name for name in peers if name not in ways]
+        if missing:
+            print(f"not installed, left out: {', '.join(missing)}", file=sys.stderr)
+
+    def queue_ours(self, slots):
+        root = self.new_line("queue")
+        (root / "factory_node.toml").write_text(f"[storage.hot]\nmin_free_gb = 0\n[forge]\nslots = {slots}\n")
+        source = {"baseModel": "nothing", "architecture": "llama"}
+        recipe = json.dumps({"name": "nothing", "version": "0.1.0", "source": source,
+                             "stages": [{"type": "package", "format": "gguf"}]})
+        started = time.perf_counter()
+        for i in range(self.args.jobs):
+            hidden = root / "line/intake" / f".job-{i:05}.tmp"
+            hidden.write_text(recipe)
+            hidden.rename(root / "line/intake" / f"job-{i:05}.alloy.json")
+        words = [self.bin / "factoryd", "--root", root, "--drain", "--worker=/bin/sh",
+                 f"--worker={HERE / 'noop_worker.sh'}"]
+        subprocess.run(list(map(str, words)), check=True, stderr=subprocess.DEVNULL, env=self.env)
+        seconds = time.perf_counter() - started
+        done = len(list((root / "line/finished").glob("job-*.result.json")))
+        if done != self.args.jobs:
+            sys.exit(f"{done} of {self.args.jobs} parts finished; see {root}/line")
+        return seconds
+
+    def queue_nq(self):
+        folder = self.work / "nq"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        env = {**self.env, "NQDIR": str(folder)}
+        started = time.perf_counter()
+        for _ in range(self.args.jobs):
+            subprocess.run(["nq", "true"], env=env, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(["nq", "-w"], env=env, stderr=subprocess.DEVNULL, check=True)
+        return time.perf_counter() - started
+
+    def queue_tsp(self):
+        env = {**self.env, "TS_SOCKET": str(self.work / "tsp.sock"), "TMPDIR": str(self.work)}
+        run = lambda *words: subprocess.run(["tsp", *words], env=env, capture_output=True, text=True)  # noqa: E731
+        started = time.perf_counter()
+        for _ in range(self.args.jobs):
+            run("-n", "true")
+        while any(word in run("-l").stdout for word in (" running ", " queued ")):
+            time.sleep(0.02)
+        seconds = time.perf_counter() - started
+        run("-K")
+        return seconds
+
+    def queue_pueue(self):
+        folder = self.work / "pueue"
+        shutil.rmtree(folder, ignore_errors=True)
+        folders = {"XDG_CONFIG_HOME": "c", "XDG_DATA_HOME": "d", "XDG_RUNTIME_DIR": "r"}
+        env = {**self.env, **{key: str(folder / name) for key, name in folders.items()}}
+        for name in folders.values():
+            (folder / name).mkdir(parents=True)
+        daemon = subprocess.Popen(["pueued"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        run = lambda *words: subprocess.run(["pueue", *words], env=env, stdout=subprocess.DEVNULL,  # noqa: E731
+                                            stderr=subprocess.DEVNULL)
+        try:
+            time.sleep(1.5)
+            run("parallel", "1")
+            started = time.perf_counter()
+            for _ in range(self.args.jobs):
+                run("add", "--", "true")
+            run("wait", "-a", "-q")
+            return time.perf_counter() - started
+        finally:
+            run("shutdown")
+            daemon.wait(30)
+
     # ------------------------------------------------------------ the table
 
     def table(self):
@@ -280,6 +368,7 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--parts", type=int, default=50, help="parts of the line measurement")
+    parser.add_argument("--jobs", type=int, default=500, help="jobs of the queue measurement")
     parser.add_argument("--moe-megabytes", type=int, default=500, help="size of the synthetic model that is pruned")
     parser.add_argument("--work", help="folder for lines and models (default: a temporary one, removed at the end)")
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
