@@ -8,6 +8,7 @@ mod daemon;
 mod demo_model;
 mod divergence;
 mod expert_choice;
+mod extremes;
 mod factory;
 mod faults;
 mod foreman;
