@@ -298,7 +298,8 @@ fn factors(keys: &Rope, key: &str, dims: usize) -> Result<Vec<f64>, FamilyError>
 /// The sections of a multimodal rope must share the pairs out among time, height and width.
 fn check_sections(keys: &Rope, dims: usize) -> Result<(), FamilyError> {
     let Some(sections) = keys.raw.get("mrope_section").filter(|value| !value.is_null()) else { return Ok(()) };
-    let numbers = sections.as_array().map(|list| list.iter().filter_map(serde_json::Value::as_u64).sum::<u64>());
+    let numbers =
+        sections.as_array().map(|list| list.iter().filter_map(serde_json::Value::as_u64).fold(0, u64::saturating_add));
     if numbers == Some(dims as u64 / 2) {
         return Ok(());
     }

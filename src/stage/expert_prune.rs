@@ -65,7 +65,7 @@ impl Stage for ExpertPrune {
             planned.predicted = predict::rewrite(bytes);
             if admission.has_importance || prune.held_out.is_some() {
                 let variants = prune.ranking().map_or(1, |ranking| ranking.metrics().len()) as u64;
-                let tokens = prune.held_out_tokens() * (1 + variants);
+                let tokens = prune.held_out_tokens().saturating_mul(1 + variants);
                 let damage = predict::pass(&spec, stored, tokens, admission.node.forge.threads, true);
                 planned.predicted = damage.then(planned.predicted);
             }

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use crate::worker::{Bench, fixture};
 
 #[path = "../../fuzz/src/drive.rs"]
-mod drive;
+pub mod drive;
 #[path = "../../fuzz/src/seeds.rs"]
 mod seeds;
 

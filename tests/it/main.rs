@@ -10,6 +10,7 @@ mod demo_model;
 mod divergence;
 mod doctor;
 mod expert_choice;
+mod extremes;
 mod factory;
 mod fault_table;
 mod faults;

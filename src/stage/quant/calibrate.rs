@@ -65,7 +65,7 @@ pub(super) fn predicted(admission: &Admission<'_>, quant: &Quant, stored: u64) -
     let model = admission.model().filter(|_| is_calibrated(quant))?;
     let tokens = quant.calibration_tokens();
     // Once to look, once to go on; solving and the sums take about as long as another.
-    let mut pass = predict::pass(model, stored, 3 * tokens, admission.node.forge.threads, false);
+    let mut pass = predict::pass(model, stored, tokens.saturating_mul(3), admission.node.forge.threads, false);
     let columns = model.blocks.iter().map(|block| block.inputs().iter().map(|i| (i.columns() as u64).pow(2)).sum());
     let sums: u64 = columns.max().unwrap_or(0);
     pass.peak_ram = Bytes(pass.peak_ram.0 + (4 * sums).min(sums_budget(admission.node.forge.memory_budget).0));
@@ -123,7 +123,7 @@ impl Calibration {
         let limits = SequenceLimits {
             max_length: (quant.calibration_length() as usize).min(model.spec.max_positions),
             max_examples: None,
-            max_tokens: Some(quant.calibration_tokens() + held_out_tokens(quant)),
+            max_tokens: Some(quant.calibration_tokens().saturating_add(held_out_tokens(quant))),
         };
         let mut sequences = sequences(&corpus, &tokenizer, limits, &|_| ())?;
         let mut held_out = Vec::new();
