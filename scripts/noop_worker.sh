@@ -12,5 +12,4 @@ done
 if [ -n "${RUNS:-}" ]; then
     echo "${part##*/} $attempt" >> "$RUNS"
 fi
-printf '{"attempt_token": "%s", "modelHash": "", "fileHashes": [], "forged_dir": "%s"}\n' "$attempt" "$work" > "$work/result.tmp"
-mv "$work/result.tmp" "$work/result.json"
+printf '{"attempt_token": "%s", "modelHash": "", "fileHashes": [], "forged_dir": "%s"}\n' "$attempt" "$work" > "$work/result.json"
