@@ -253,7 +253,7 @@ class Bench:
             print(f"not installed, left out: {', '.join(missing)}", file=sys.stderr)
 
     def queue_ours(self, slots):
-        root = self.new_line("queue")
+        root = self.new_line(f"queue-{time.time_ns()}")
         (root / "factory_node.toml").write_text(f"[storage.hot]\nmin_free_gb = 0\n[forge]\nslots = {slots}\n")
         source = {"baseModel": "nothing", "architecture": "llama"}
         recipe = json.dumps({"name": "nothing", "version": "0.1.0", "source": source,
@@ -273,8 +273,7 @@ class Bench:
         return seconds
 
     def queue_nq(self):
-        folder = self.work / "nq"
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = self.work / f"nq-{time.time_ns()}"
         folder.mkdir()
         env = {**self.env, "NQDIR": str(folder)}
         started = time.perf_counter()
@@ -296,8 +295,7 @@ class Bench:
         return seconds
 
     def queue_pueue(self):
-        folder = self.work / "pueue"
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = self.work / f"pueue-{time.time_ns()}"
         folders = {"XDG_CONFIG_HOME": "c", "XDG_DATA_HOME": "d", "XDG_RUNTIME_DIR": "r"}
         env = {**self.env, **{key: str(folder / name) for key, name in folders.items()}}
         for name in folders.values():
