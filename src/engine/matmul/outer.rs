@@ -5,7 +5,9 @@
 //! products), which is a third of the work of a split product; of a symmetric sum only the half on and above the diagonal is
 //! computed. The order of the sum is that of the rows, whatever the number of threads.
 
-use super::{Kernel, PackedInput, PackedWeight, amx_outer, matmul_packed};
+use std::borrow::Cow;
+
+use super::{Kernel, amx_outer, portable};
 
 /// Rows of a matrix `[_, columns]`, or differences of rows.
 #[derive(Clone, Copy)]
@@ -61,27 +63,28 @@ pub fn add_outer(kernel: Kernel, a: Side<'_>, b: Option<Side<'_>>, factor: f32, 
     match kernel {
         Kernel::Amx(amx) => amx_outer::add(amx, a, b, factor, sum),
         Kernel::Portable => {
-            let (x, y) = (turned(a), b.map(turned));
-            let input = PackedInput::for_kernel(kernel, &x, columns, count);
-            let weight = PackedWeight::from_f32_for(kernel, y.as_ref().unwrap_or(&x), columns, count);
-            let mut product = crate::engine::pool::Buffer::dirty(columns * columns);
-            matmul_packed(&input, &weight, &mut product, None);
-            crate::engine::vector::add_scaled(sum, factor, &product);
+            let x = gathered(a);
+            match b {
+                None => portable::add_outer(&x, &x, columns, true, factor, sum),
+                Some(b) => portable::add_outer(&x, &gathered(b), columns, false, factor, sum),
+            }
         }
     }
 }
 
-/// `[columns, count]` of the rows.
-fn turned(side: Side<'_>) -> Vec<f32> {
-    let (columns, count) = (side.columns, side.count());
-    let mut out = vec![0f32; columns * count];
-    for i in 0..count {
-        let (row, less) = side.line(i);
-        for (column, value) in row.iter().enumerate() {
-            out[column * count + i] = value - less.map_or(0.0, |less| less[column]);
+/// `[count, columns]` of the rows.
+fn gathered(side: Side<'_>) -> Cow<'_, [f32]> {
+    if let Lines::All = side.lines {
+        return side.x.into();
+    }
+    let mut out = Vec::with_capacity(side.count() * side.columns);
+    for i in 0..side.count() {
+        match side.line(i) {
+            (row, None) => out.extend_from_slice(row),
+            (row, Some(less)) => out.extend(row.iter().zip(less).map(|(value, less)| value - less)),
         }
     }
-    out
+    out.into()
 }
 
 /// What stands above the diagonal of `[size, size]` put below it, too.

@@ -35,3 +35,42 @@ pub fn matmul(x: &[f32], m: usize, w: &[f32], n: usize, k: usize, y: &mut [f32],
         y.par_chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
     }
 }
+
+/// Rows of a sum that are computed together: of a symmetric sum only what stands beside them and right of them.
+const STRIPE: usize = 192;
+
+/// `sum += factor · xᵀ·y`, x and y `[count, columns]`; `upper`: at least on and above the diagonal.
+pub fn add_outer(x: &[f32], y: &[f32], columns: usize, upper: bool, factor: f32, sum: &mut [f32]) {
+    let count = x.len() / columns;
+    assert!(x.len() == count * columns && y.len() == x.len() && sum.len() == columns * columns);
+    let stride = columns as isize;
+    for start in (0..columns).step_by(STRIPE) {
+        let from = if upper { start } else { 0 };
+        let part = &mut sum[start * columns + from..];
+        // SAFETY: x is read as its transpose from column `start` on and y from column `from` on, `count` rows of `columns`
+        // each; the part of the sum holds rows `start` to `start + STRIPE` at most, from column `from` on.
+        unsafe {
+            gemm::gemm(
+                STRIPE.min(columns - start),
+                columns - from,
+                count,
+                part.as_mut_ptr(),
+                1,
+                stride,
+                true,
+                x[start..].as_ptr(),
+                stride,
+                1,
+                y[from..].as_ptr(),
+                1,
+                stride,
+                1.0,
+                factor,
+                false,
+                false,
+                false,
+                gemm::Parallelism::Rayon(0),
+            );
+        }
+    }
+}
