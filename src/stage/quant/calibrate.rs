@@ -10,7 +10,7 @@ use crate::compress::{
     Calibrated, CalibratedRows, Calibration as TextParts, MatrixReport, SequenceLimits, SolveOptions, Solver, StoredAs,
     Target, Targets, TuneOptions, default_calibration, read_corpus, sequences, solver_named,
 };
-use crate::engine::{PassProgress, RewriteReport};
+use crate::engine::{PassProgress, RewriteReport, STEP_TOKENS};
 use crate::family::OpenModel;
 use crate::fault::{Fault, Outcome};
 use crate::recipe::stages::Quant;
@@ -65,7 +65,13 @@ pub(super) fn predicted(admission: &Admission<'_>, quant: &Quant, stored: u64) -
     let model = admission.model().filter(|_| is_calibrated(quant))?;
     let tokens = quant.calibration_tokens();
     // Once to look, once to go on; solving and the sums take about as long as another.
-    let mut pass = predict::pass(model, stored, tokens.saturating_mul(3), admission.node.forge.threads, false);
+    let threads = admission.node.forge.threads;
+    let mut pass = predict::pass(model, stored, tokens.saturating_mul(3), threads, false);
+    if solver_named(&quant.algorithm()).is_some_and(Solver::tunes_blocks) {
+        // Forward and backward, for every step of every block.
+        let tuned = (3 * STEP_TOKENS as u64).saturating_mul(quant.tune_steps());
+        pass.seconds += predict::pass(model, 0, tuned, threads, false).seconds;
+    }
     let columns = model.blocks.iter().map(|block| block.inputs().iter().map(|i| (i.columns() as u64).pow(2)).sum());
     let sums: u64 = columns.max().unwrap_or(0);
     pass.peak_ram = Bytes(pass.peak_ram.0 + (4 * sums).min(sums_budget(admission.node.forge.memory_budget).0));
