@@ -61,7 +61,8 @@ pub fn keep(limits: &Limits, pid: Pid) -> Kept {
     let _ = setpriority_process(Some(pid), own.max(i32::from(limits.nice)));
     limits.io_priority.give_to(pid);
     let group = limits.memory.and_then(|memory| limits.control_groups.limited(pid, memory));
-    if let (None, Some(memory)) = (&group, limits.memory) {
+    // A GPU's driver reserves far more addresses than it uses.
+    if let (None, Some(memory), false) = (&group, limits.memory, cfg!(feature = "cuda")) {
         // A backstop beyond what the watch can miss: whoever asks for this much at once is told no by the kernel.
         let most = Some(memory.0.saturating_add(memory.0.max(BACKSTOP)));
         let _ = prlimit(Some(pid), Resource::Data, Rlimit { current: most, maximum: most });

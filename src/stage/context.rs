@@ -12,7 +12,8 @@ use crate::engine::{PassOptions, PassProgress, Savepoints, open_device};
 use crate::family::{self, OpenModel};
 use crate::fault::{Fault, Outcome};
 use crate::gate::{GATE_TOKENS, short_score};
-use crate::line::stamp;
+use crate::line::claim::check_token;
+use crate::line::{AttemptToken, stamp};
 use crate::node::Node;
 use crate::recipe::{Plan, PlannedStage, ResolvedText, StageSpec};
 use crate::units::Sha;
@@ -35,6 +36,8 @@ pub struct StageContext<'a> {
     pub pass: PassOptions,
     /// Work that is worth a savepoint.
     pub savepoint: Duration,
+    /// The attempt that may write in the work folder; asked for before every checkpoint. `None`: whoever runs this.
+    pub attempt: Option<AttemptToken>,
     /// The model directory the next transform starts from: the source, or what a transform made of it.
     pub model: PathBuf,
     pub importance: Option<PathBuf>,
@@ -80,6 +83,7 @@ impl<'a> StageContext<'a> {
             progress,
             pass,
             savepoint: Duration::from_secs(10),
+            attempt: None,
             model: plan.source.path.clone(),
             importance: None,
             artifacts: Vec::new(),
@@ -105,6 +109,11 @@ impl<'a> StageContext<'a> {
         for note in options.savepoints.iter().flat_map(Savepoints::notes) {
             self.progress.warn(note);
         }
+    }
+
+    /// Refuses when a newer attempt owns the work folder: what this one says of it counts no more.
+    pub(super) fn check_owner(&self) -> Outcome<()> {
+        self.attempt.as_ref().map_or(Ok(()), |attempt| Ok(check_token(self.work, attempt)?))
     }
 
     fn savepoints_dir(&self) -> PathBuf {
@@ -140,6 +149,7 @@ impl<'a> StageContext<'a> {
             outputs,
             product: product.clone(),
         };
+        self.check_owner()?;
         let mut checkpoints = self.checkpoints.borrow_mut();
         checkpoints.stages.insert(key, done);
         checkpoints.write(self.work)?;

@@ -84,6 +84,7 @@ pub fn run_stages(cx: &mut StageContext<'_>) -> Outcome<Summary> {
         before = chain(&done.input_hashes, &done.output_hash);
         if !skipped {
             crash_point(&format!("{stage}:written"));
+            cx.check_owner()?;
             let checkpoints = cx.checkpoints.get_mut();
             checkpoints.forget_parts(&key);
             checkpoints.stages.insert(key, done.clone());

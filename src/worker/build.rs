@@ -71,6 +71,7 @@ fn attempt(args: &WorkerArgs, progress: &Progress<'_>) -> Outcome<Built> {
     }
     let mut cx = StageContext::new(&plan, &args.work, progress, pass);
     cx.savepoint = node.forge.savepoint;
+    cx.attempt = Some(args.attempt.clone());
     let summary = run_stages(&mut cx)?;
     let result = certify::certify(&cx, &recipe, &summary)?;
     check_token(&args.work, &args.attempt)?;

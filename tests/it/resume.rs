@@ -4,13 +4,17 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use factoryline::engine::PassOptions;
 use factoryline::line::follow::{self, Since};
-use factoryline::line::{Event, Station};
+use factoryline::line::wire::WorkerMessage;
+use factoryline::line::{AttemptToken, Event, Station};
+use factoryline::recipe::Plan;
+use factoryline::stage::{Listener, Progress, StageContext, run_stages};
 use serde_json::{Value, json};
 
 use crate::crash::{NODE, Supervisor};
 use crate::factory::{Factory, until};
-use crate::worker::fixture;
+use crate::worker::{Bench, fixture};
 
 /// A line with one part, every block worth a savepoint, and no hurry to try again.
 fn line(stages: &Value) -> Factory {
@@ -157,6 +161,35 @@ fn outputs_of_a_stage_that_are_done_are_not_made_again() {
     assert_ne!(inode("tiny-Q8_0.gguf"), undone, "it had not been inspected");
     let text = fs::read_to_string(work.join(".stage-checkpoints.json")).unwrap();
     assert!(!text.contains("00-quant/gguf"), "the stage's checkpoint speaks for its parts");
+}
+
+/// A worker that lost its claim (a lock that a network file system forgot) says nothing that counts.
+#[test]
+fn a_late_worker_of_an_older_attempt_writes_no_checkpoint() {
+    let stages = json!([{"type": "quant", "format": "gguf", "quantTypes": ["Q8_0"]}]);
+    let bench = Bench::new(&fixture("qwen3_moe-text"), "qwen3_moe", stages);
+    bench.run();
+    let work = &bench.args.work;
+    let plan: Plan = serde_json::from_slice(&fs::read(work.join("plan.json")).unwrap()).unwrap();
+    let checkpoints = work.join(".stage-checkpoints.json");
+    fs::remove_file(&checkpoints).unwrap();
+    let listener = Silent;
+    let progress = Progress::new(&listener);
+    let mut late = StageContext::new(&plan, work, &progress, PassOptions::default());
+    late.attempt = Some(AttemptToken::random().unwrap());
+    let fault = run_stages(&mut late).unwrap_err();
+    assert!(fault.message.contains("no longer owns"), "{fault}");
+    assert!(!checkpoints.exists());
+    let mut ours = StageContext::new(&plan, work, &progress, PassOptions::default());
+    ours.attempt = Some(bench.args.attempt.clone());
+    run_stages(&mut ours).unwrap();
+    assert!(checkpoints.exists());
+}
+
+struct Silent;
+
+impl Listener for Silent {
+    fn hear(&self, _: &WorkerMessage) {}
 }
 
 #[test]
