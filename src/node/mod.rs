@@ -30,7 +30,7 @@ pub use detect::{Gpu, gpu_driver};
 pub use error::{NodeError, Place};
 pub use filesystem::{Concern, FilesystemKind, free_bytes, total_bytes};
 pub use mounts::{Mount, Mounts, device_of, is_device};
-pub use peer::LINE_CACHE;
+pub use peer::{LINE_CACHE, NOT_ASKED};
 pub use reader::nearest;
 pub use resolve::{Found, FoundBy, HubCache, MOST_TEXT, Resolver};
 pub use room::Room;

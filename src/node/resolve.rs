@@ -1,13 +1,14 @@
 //! One resolver for every input: turns what a recipe calls a model or a text into a file or directory on this machine.
 //!
-//! Looks only at names; what is found is opened by others. Nothing is downloaded.
+//! Looks only at names; what is found is opened by others. Nothing is downloaded here: the network tiers that were
+//! declared are asked when a part is built ([`Resolver::asked_later`]).
 
 use std::path::{Component, Path, PathBuf};
 
 use serde::Serialize;
 
 use super::reach::Reach;
-use super::{ColdPurpose, Concern, FilesystemKind, LINE_CACHE, Node, peer};
+use super::{ColdPurpose, Concern, FilesystemKind, LINE_CACHE, NetworkTier, Node, peer};
 use crate::fault::{Fault, Outcome};
 use crate::units::Bytes;
 
@@ -147,6 +148,35 @@ impl<'a> Resolver<'a> {
     /// Errors: a recipe fault for a relative path that climbs out of its folder; a source fault that lists every place
     /// looked at.
     pub fn model(&self, name: &str, revision: Option<&str>) -> Outcome<Found> {
+        let asked_later = self.asked_later(name);
+        let hint = match asked_later.first() {
+            None => "download the model yourself, then give its path or name it under [sources] in factory_node.toml"
+                .to_owned(),
+            Some(tier) => {
+                format!("network tier {:?} is asked for it when a part that starts from it is built", tier.name)
+            }
+        };
+        let found = self.search_model(name, revision)?.finish(&hint)?;
+        if let Some(reach) = self.reach() {
+            reach.check("model", name, &found)?;
+            reach.check_model(&found.path)?;
+        }
+        Ok(found)
+    }
+
+    /// True when a model is in none of the places [`Resolver::model`] looks at: not for one that is there and must not be
+    /// used, nor for a name that is none.
+    pub fn is_nowhere(&self, name: &str, revision: Option<&str>) -> bool {
+        self.search_model(name, revision).is_ok_and(|search| search.hit.is_none())
+    }
+
+    /// The network tiers that are asked over the network for a model of this name, in the order they are declared. Only
+    /// the worker asks them, before it plans a part.
+    pub fn asked_later(&self, name: &str) -> Vec<&'a NetworkTier> {
+        self.node.network.iter().filter(|tier| tier.asks_for(name)).collect()
+    }
+
+    fn search_model(&self, name: &str, revision: Option<&str>) -> Outcome<Search> {
         let mut search = Search::new("model", name)?;
         if let Some(path) = self.node.sources.get(name) {
             search.try_at(path.clone(), FoundBy::NamedSource { name: name.to_owned() });
@@ -176,13 +206,7 @@ impl<'a> Resolver<'a> {
                 search.try_at(path, FoundBy::Peer { name: tier.name.clone() });
             }
         }
-        let hint = "download the model yourself, then give its path or name it under [sources] in factory_node.toml";
-        let found = search.finish(hint)?;
-        if let Some(reach) = self.reach() {
-            reach.check("model", name, &found)?;
-            reach.check_model(&found.path)?;
-        }
-        Ok(found)
+        Ok(search)
     }
 
     /// A calibration or evaluation text: a path, or a name under `<root>/calibration/`.

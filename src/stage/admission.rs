@@ -74,6 +74,8 @@ pub struct Admission<'a> {
     pub measures_perplexity: bool,
     pub artifacts: Vec<PlannedArtifact>,
     findings: Vec<(FaultClass, Finding)>,
+    /// Nothing is built from what is found here: a model that is still to be fetched is not missed.
+    only_looks: bool,
 }
 
 /// Why a recipe is not admitted: every finding, and whose job it is to mend the first thing.
@@ -120,6 +122,7 @@ impl<'a> Admission<'a> {
             measures_perplexity: false,
             artifacts: Vec::new(),
             findings: Vec::new(),
+            only_looks: false,
         }
     }
 
@@ -181,7 +184,7 @@ impl<'a> Admission<'a> {
         let source = &self.recipe.source;
         let found = match self.resolver.model(&source.base_model, source.revision.as_deref()) {
             Ok(found) => found,
-            Err(fault) => return self.fault("source.baseModel", fault),
+            Err(fault) => return self.no_model(fault),
         };
         // Not even opened: a read from such a place may never come back.
         if let Some(fault) = found.refusal(&self.node.storage.allow_unfit_filesystems) {
@@ -199,6 +202,23 @@ impl<'a> Admission<'a> {
             Err(error) => self.fault("source.baseModel", error.into()),
         }
         self.found = Some(found);
+    }
+
+    /// A model that a declared network tier is asked for before the part is built is no error to somebody who only looks.
+    fn no_model(&mut self, fault: Fault) {
+        let source = &self.recipe.source;
+        let asked = self.resolver.asked_later(&source.base_model);
+        let is_nowhere = || self.resolver.is_nowhere(&source.base_model, source.revision.as_deref());
+        match asked.first().filter(|_| self.only_looks && is_nowhere()) {
+            Some(tier) => {
+                let message = format!("not here; network tier {:?} is asked for it when it is built", tier.name);
+                self.report(
+                    Finding::warning("source.baseModel", message)
+                        .hint("what depends on the model itself was not checked"),
+                );
+            }
+            None => self.fault("source.baseModel", fault),
+        }
     }
 
     /// What the recipe says about the source, against the source.
@@ -300,6 +320,7 @@ impl<'a> Admission<'a> {
 /// job it is to mend it.
 pub fn examine(file: &RecipeFile, node: &Node, layout: &Layout) -> Vec<(FaultClass, Finding)> {
     let mut admission = Admission::new(file, node, layout);
+    admission.only_looks = true;
     admission.run(layout);
     admission.findings
 }

@@ -66,12 +66,37 @@ impl Archive<'_> {
             host: self.host.to_owned(),
             bytes: Bytes(files.iter().map(|file| file.size).sum()),
             files,
+            ..Receipt::default()
         };
-        self.name_it(&mut receipt, &room, &content, area, name)?;
-        let _ = fs::remove_dir(&room);
-        sync(area)?;
-        self.step(Step::Placed, &receipt.to)?;
+        self.settle(&mut receipt, &room, &content, area, name)?;
         Ok(receipt)
+    }
+
+    /// Gives what was fetched into `room` its name in `area`. It is whole, synced and proved already.
+    pub(super) fn settle_fetched(
+        &self,
+        receipt: &mut Receipt,
+        room: &Path,
+        content: &Path,
+        area: &Path,
+        name: &str,
+    ) -> Result<(), StorageError> {
+        let _area = lock::area(area)?;
+        self.settle(receipt, room, content, area, name)
+    }
+
+    fn settle(
+        &self,
+        receipt: &mut Receipt,
+        room: &Path,
+        content: &Path,
+        area: &Path,
+        name: &str,
+    ) -> Result<(), StorageError> {
+        self.name_it(receipt, room, content, area, name)?;
+        let _ = drop_all(room);
+        sync(area)?;
+        self.step(Step::Placed, &receipt.to)
     }
 
     /// Gives the copy the first free name, its receipt first.
@@ -230,7 +255,7 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// A folder with all in it, or a file. `remove_dir_all` does not follow links.
-fn drop_all(path: &Path) -> Result<(), StorageError> {
+pub(super) fn drop_all(path: &Path) -> Result<(), StorageError> {
     let is_folder = fs::symlink_metadata(path).map_err(StorageError::io("look at", path))?.is_dir();
     let removed = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     removed.map_err(StorageError::io("remove", path))

@@ -241,7 +241,7 @@ fn copy_file(source: &Path, target: &Path, entry: &Entry, steps: &dyn Steps) -> 
 }
 
 /// Hashes a file from its beginning, writing what is read to `copy`.
-fn hash(mut file: File, mut copy: Option<&mut File>, steps: &dyn Steps) -> io::Result<Sha> {
+pub(super) fn hash(mut file: File, mut copy: Option<&mut File>, steps: &dyn Steps) -> io::Result<Sha> {
     let mut sha = Sha256::new();
     let mut buffer = vec![0u8; 1 << 20];
     loop {

@@ -9,19 +9,21 @@
 //! - [`copy`], [`receipt`]: a folder copied, synced, read again, with a receipt. [`archive`]: such a copy put in place,
 //!   then the original removed.
 //! - [`gc`]: which folders leave, in which order, and why the others stay. [`sources`]: caches of source models.
-//! - [`fetch`]: a model of a peer brought here. [`demote`]: the artifact of a finished part moved to cold.
+//! - [`fetch`]: a model of a peer or the hub brought here; `remote` asks what they have, `download` receives it. [`demote`]: the artifact of a finished part moved to cold.
 //! - [`survey`]: what an operator is shown. [`caretaker`]: the daemon's hand on all this.
 
 pub mod archive;
 pub mod caretaker;
 pub mod copy;
 pub mod demote;
+mod download;
 mod error;
 pub mod fetch;
 pub mod gc;
 mod lock;
 pub mod pins;
 pub mod receipt;
+mod remote;
 mod rest;
 pub mod sources;
 pub mod survey;

@@ -11,11 +11,12 @@ use crate::units::{Bytes, Sha};
 pub const RECEIPT_VERSION: u32 = 1;
 
 /// `<name>.receipt.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Receipt {
     pub receipt_version: u32,
     /// `work`, `artifact` or `source`.
     pub what: String,
+    /// A path, or the address a model was fetched from.
     pub from: PathBuf,
     pub to: PathBuf,
     /// Time to the second.
@@ -25,6 +26,16 @@ pub struct Receipt {
     /// A file with two names counts twice here, as both are listed.
     pub bytes: Bytes,
     pub files: Vec<FileReceipt>,
+    /// Of a model from the network: the revision that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Of a model from the network: the commit that was fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// Files whose sender told a size and no SHA-256: only the size is known to be theirs. Their `sha256` in `files` is that
+    /// of what arrived.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub size_only: Vec<PathBuf>,
 }
 
 /// One file or link.

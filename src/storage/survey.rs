@@ -13,7 +13,7 @@ use super::tier::{self, TierState};
 use super::uses::{Unknown, Uses};
 use super::{StorageError, pins};
 use crate::line::Layout;
-use crate::node::{Concern, FilesystemKind, Mount, Mounts, NetworkKind, Node, StorageRules};
+use crate::node::{Concern, FilesystemKind, Mount, Mounts, NOT_ASKED, NetworkKind, Node, StorageRules};
 use crate::units::Bytes;
 
 /// Everything about where things lie.
@@ -116,12 +116,11 @@ fn hot(path: &Path, node: &Node, mounts: &Mounts) -> Result<HotState, StorageErr
 }
 
 fn network(tier: &crate::node::NetworkTier) -> NetworkState {
-    let directory = tier.directory();
-    let usable = directory.as_ref().is_some_and(|path| path.is_dir());
-    let note = match (&directory, usable) {
-        (Some(_), true) => "models are copied from it before they are used".to_owned(),
-        (Some(path), false) => format!("{} is not there (not mounted?)", path.display()),
-        (None, _) => "nothing is fetched over the network in this version".to_owned(),
+    let (usable, note) = match (tier.directory(), tier.address()) {
+        (Some(path), _) if path.is_dir() => (true, "models are copied from it before they are used".to_owned()),
+        (Some(path), _) => (false, format!("{} is not there (not mounted?)", path.display())),
+        (None, Some(address)) => (true, format!("{address} is asked for models that are nowhere here")),
+        (None, None) => (false, NOT_ASKED.to_owned()),
     };
     NetworkState { name: tier.name.clone(), kind: tier.kind, endpoint: tier.endpoint.clone(), usable, note }
 }

@@ -42,13 +42,16 @@ fn attempt(args: &WorkerArgs, progress: &Progress<'_>) -> Outcome<Built> {
     let mut node = Node::load(layout.root())?;
     node.forge.device = args.device.unwrap_or(node.forge.device);
     use_threads(node.forge.threads);
+    // What is nowhere here is brought first: all that follows opens the model.
+    let fetching = progress.span(0.0, 0.9);
+    let told = |done, total| fetching.of(done, total, "fetch the model");
+    if let Some(receipt) = fetch::bring(&recipe, &node, &layout, &NoSteps, &told)? {
+        progress.warn(format!("copied the model from {} to {}", receipt.from.display(), receipt.to.display()));
+    }
     if let Some(wait) = waits(args, predict(&recipe, &node, &layout)?, &node)? {
         check_token(&args.work, &args.attempt)?;
         write_json(&args.work.join(WAIT_FILE), &wait)?;
         return Ok(Built::Waits);
-    }
-    if let Some(receipt) = fetch::bring(&recipe, &node, &layout, &NoSteps)? {
-        progress.warn(format!("copied the model from {} to {}", receipt.from.display(), receipt.to.display()));
     }
     let plan = make_plan(&recipe, &part, &node, &layout, progress)?;
     write_json(&args.work.join("plan.json"), &plan)?;

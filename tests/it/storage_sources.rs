@@ -113,7 +113,7 @@ fn a_model_of_a_peer_is_copied_here_before_it_is_used() {
             let node = bench.node();
             let here = bench.home.join(cache).join("org/m");
             let cut = Cut::at(step);
-            let done = fetch::bring(&recipe, &node, &bench.layout, &cut);
+            let done = fetch::bring(&recipe, &node, &bench.layout, &cut, &|_, _| {});
             if done.is_ok() {
                 break;
             }
@@ -121,7 +121,7 @@ fn a_model_of_a_peer_is_copied_here_before_it_is_used() {
             if here.exists() {
                 assert_eq!(names(&here)["model.safetensors"], "weights", "step {step}");
             }
-            fetch::bring(&recipe, &node, &bench.layout, &NoSteps).unwrap();
+            fetch::bring(&recipe, &node, &bench.layout, &NoSteps, &|_, _| {}).unwrap();
             assert_eq!(names(&here)["model.safetensors"], "weights", "step {step}");
             assert!(here.join(STAMP).exists() && !here.join("model.safetensors").is_symlink(), "step {step}");
             let left: Vec<String> =
@@ -143,7 +143,7 @@ fn two_workers_bring_one_model_once() {
     let recipe = recipe(&bench, "x", "m");
     let node = bench.node();
     let brought: usize = std::thread::scope(|scope| {
-        let bring = || fetch::bring(&recipe, &node, &bench.layout, &NoSteps).unwrap().is_some();
+        let bring = || fetch::bring(&recipe, &node, &bench.layout, &NoSteps, &|_, _| {}).unwrap().is_some();
         let workers: Vec<_> = (0..4).map(|_| scope.spawn(bring)).collect();
         workers.into_iter().map(|worker| usize::from(worker.join().unwrap())).sum()
     });
@@ -152,16 +152,23 @@ fn two_workers_bring_one_model_once() {
 }
 
 #[test]
-fn a_peer_by_address_is_shown_and_not_used() {
+fn a_tier_by_address_is_shown_with_what_it_is_good_for() {
     let bench = Bench::new(
-        "[[storage.network]]\nname = \"far\"\nkind = \"peer\"\nendpoint = \"http://far:7100\"\n\
-         [[storage.network]]\nname = \"hub\"\nkind = \"hf\"\n",
+        "[[storage.network]]\nname = \"far\"\nkind = \"peer\"\nendpoint = \"http://far:7100/\"\n\
+         [[storage.network]]\nname = \"hub\"\nkind = \"hf\"\n\
+         [[storage.network]]\nname = \"odd\"\nkind = \"peer\"\nendpoint = \"tailscale://far:7100\"\n\
+         [[storage.network]]\nname = \"secret\"\nkind = \"hf\"\nendpoint = \"https://me:word@hub\"\n",
     );
     let (code, document) = bench.foreman(&["storage"]);
     assert_eq!(code, 0);
-    let notes: Vec<&str> =
-        document["network"].as_array().unwrap().iter().map(|t| t["note"].as_str().unwrap()).collect();
-    assert_eq!(notes, ["nothing is fetched over the network in this version"; 2]);
+    let tiers = document["network"].as_array().unwrap();
+    let notes: Vec<String> = tiers.iter().map(|t| format!("{} {}", t["usable"], t["note"].as_str().unwrap())).collect();
+    insta::assert_snapshot!(notes.join("\n"), @r"
+    true http://far:7100 is asked for models that are nowhere here
+    true https://huggingface.co is asked for models that are nowhere here
+    false its endpoint is neither a directory nor a plain http:// or https:// address; nothing is fetched from it
+    false its endpoint is neither a directory nor a plain http:// or https:// address; nothing is fetched from it
+    ");
 }
 
 #[test]
