@@ -320,7 +320,10 @@ impl Rewriter for Solving<'_> {
         }
         let names: Vec<String> = matrices.iter().map(|matrix| matrix.weight.clone()).collect();
         let tuned = tune(matrices, self.how.tuning, tuning)?;
-        let note = format!("; block error {:.5} tuned to {:.5}", tuned.before, tuned.after);
+        let note = match tuned.matrices.is_empty() {
+            true => format!("; block error {:.5}, tuning gave {:.5} and was left", tuned.before, tuned.after),
+            false => format!("; block error {:.5} tuned to {:.5}", tuned.before, tuned.after),
+        };
         let mut values = Vec::new();
         let mut moved = tuned.matrices;
         for name in names {
