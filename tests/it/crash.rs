@@ -293,3 +293,18 @@ fn a_real_part_survives_the_death_of_its_supervisor() {
         assert_eq!(finish(&factory, &format!("moment {moment} of 6")), whole);
     }
 }
+
+/// The script that does it a hundred times, once or twice.
+#[test]
+fn the_crash_test_that_operators_run_holds() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/crash_test.sh");
+    let binaries = std::path::Path::new(env!("CARGO_BIN_EXE_factoryd")).parent().unwrap();
+    let run = Command::new("bash").args([script, "2", "11"]).env("BIN", binaries).env("KILLS", "2").output();
+    let Ok(run) = run else {
+        println!("left out: there is no bash here");
+        return;
+    };
+    let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "{out}\n{err}");
+    assert!(out.contains("2 of 2 rounds gave the same bytes"), "{out}");
+}

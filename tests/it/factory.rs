@@ -185,11 +185,11 @@ pub fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Waits until something holds; panics with `what` after ten seconds.
+/// Waits until something holds; panics with `what` after half a minute.
 pub fn until(what: &str, holds: impl Fn() -> bool) {
     let began = Instant::now();
     while !holds() {
-        assert!(began.elapsed() < Duration::from_secs(10), "waited in vain until {what}");
+        assert!(began.elapsed() < Duration::from_secs(30), "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

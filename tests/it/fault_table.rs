@@ -61,7 +61,7 @@ fn a_worker_that_is_stopped_is_taken_for_hung_and_tried_again() {
     let factory = Factory::new();
     factory.drop_recipe("x.alloy.json", "stopped", 0);
     let mut options = factory.options(Mode::Drain);
-    options.config.stall = Duration::from_millis(400);
+    options.config.stall = Duration::from_secs(2);
     assert_eq!(run(&options, &NoObserver).unwrap(), Summary { finished: 1, retried: 1, ..Summary::default() });
 }
 
