@@ -1,6 +1,7 @@
 //! The waiting parts: what stands in intake, what may be picked up, and in which order.
 //!
-//! Order: priority (higher first), then arrival, then name, unless an operator said otherwise ([`crate::line::order`]). A file is read once per change of it.
+//! Order: priority (higher first), then arrival, then name, unless an operator said otherwise ([`crate::line::order`]). A
+//! file is read once per change of it.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, getpriority_process, prlimit, setpriority_process};
 
-use crate::node::IoPriority;
+use crate::node::{IoPriority, memory_field, memory_of};
 use crate::units::Bytes;
 
 /// How often memory is looked at.
@@ -77,7 +77,8 @@ impl Kept {
             return None;
         }
         self.last_look = Instant::now();
-        let used = allocated(self.pid)?;
+        // Pages of mapped files are not counted: the kernel takes them back when it needs them.
+        let used = memory_of(Some(self.pid), "RssAnon")?;
         if let Some(most) = self.memory.filter(|most| used > *most) {
             return Some(format!("the worker has allocated {used} of memory, its limit is {most}"));
         }
@@ -144,22 +145,10 @@ impl ControlGroups {
     }
 }
 
-/// What a process holds that is not a file's; `None` when it is gone.
-fn allocated(pid: Pid) -> Option<Bytes> {
-    field(Path::new(&format!("/proc/{}/status", pid.as_raw_nonzero())), "RssAnon:")
-}
-
 /// What is left for new work, and all there is.
 fn machine() -> Option<(Bytes, Bytes)> {
     let path = Path::new("/proc/meminfo");
-    Some((field(path, "MemAvailable:")?, field(path, "MemTotal:")?))
-}
-
-/// A line `Name:   123 kB`.
-fn field(path: &Path, name: &str) -> Option<Bytes> {
-    let text = fs::read_to_string(path).ok()?;
-    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
-    value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| Bytes(kib * 1024))
+    Some((memory_field(path, "MemAvailable")?, memory_field(path, "MemTotal")?))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::backend::Backend;
 use crate::family::{BlockSpec, FfnSpec, MixerSpec, ModelSpec, Role};
 use crate::model::{Dtype, TensorSource};
+use crate::node::memory_of;
 use crate::units::Bytes;
 
 /// Tokens of a micro-batch on the CPU: enough to keep products busy, few enough for the activations to stay small.
@@ -167,20 +168,12 @@ fn ffn_values(ffn: &FfnSpec) -> (usize, usize) {
     }
 }
 
-/// A field of `/proc/self/status` in bytes; `None` where there is no such file.
-fn status_field(name: &str) -> Option<Bytes> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    let kilobytes: u64 = line.trim_start_matches(':').split_whitespace().next()?.parse().ok()?;
-    Some(Bytes(kilobytes * 1024))
-}
-
 /// Memory the process holds now.
 pub fn resident() -> Option<Bytes> {
-    status_field("VmRSS")
+    memory_of(None, "VmRSS")
 }
 
 /// The most memory the process ever held.
 pub fn peak_resident() -> Option<Bytes> {
-    status_field("VmHWM")
+    memory_of(None, "VmHWM")
 }

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::line::wire::WorkerMessage;
+use crate::node::memory_of;
 
 /// Messages of one kind are not sent more often than this.
 const THROTTLE: Duration = Duration::from_millis(500);
@@ -172,17 +173,12 @@ impl<'a> Span<'a> {
 
 /// Resident memory of this process, bytes.
 pub fn rss_bytes() -> Option<u64> {
-    status_kib("VmRSS:").map(|kib| kib * 1024)
+    memory_of(None, "VmRSS").map(|bytes| bytes.0)
 }
 
 /// The largest resident memory this process ever had, bytes.
 pub fn peak_rss_bytes() -> Option<u64> {
-    status_kib("VmHWM:").map(|kib| kib * 1024)
-}
-
-fn status_kib(key: &str) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    status.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
+    memory_of(None, "VmHWM").map(|bytes| bytes.0)
 }
 
 /// A number that grows while this process computes or moves data: clock ticks of all threads plus megabytes read and

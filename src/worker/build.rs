@@ -14,6 +14,7 @@ use crate::line::{Layout, Needs, PartName, stamp};
 use crate::node::{Node, Room};
 use crate::recipe::{Plan, Predicted, RecipeFile, Severity};
 use crate::stage::{Progress, StageContext, pass_options, plan_recipe, predict, run_stages};
+use crate::storage::copy::{self, Links};
 use crate::storage::{NoSteps, fetch};
 use crate::units::Bytes;
 
@@ -88,7 +89,8 @@ fn attempt(args: &WorkerArgs, progress: &Progress<'_>) -> Outcome<Built> {
 /// be written again.
 fn waits(args: &WorkerArgs, predicted: Predicted, node: &Node) -> Outcome<Option<WaitRecord>> {
     let path = args.work.join(WAIT_FILE);
-    let written = bytes_below(&args.work);
+    // A folder that cannot be listed counts as empty: then more room is asked for.
+    let written = copy::list(&args.work, Links::Keep).map_or(Bytes(0), |entries| copy::bytes_of(&entries));
     let needs = Needs { ram: predicted.peak_ram, disk: predicted.disk.saturating_sub(written), ..Needs::default() };
     let room = Room::now(&args.work, node.hot.min_free);
     let Some(lacking) = room.lacks(needs.ram, needs.vram, needs.disk) else {
@@ -102,17 +104,6 @@ fn waits(args: &WorkerArgs, predicted: Predicted, node: &Node) -> Outcome<Option
     let earlier: Option<WaitRecord> = record::read_json(&path).ok();
     let since = earlier.map_or_else(|| stamp::seconds(chrono::Utc::now()), |earlier| earlier.since);
     Ok(Some(WaitRecord { attempt_token: args.attempt.to_string(), needs, reason: lacking, since }))
-}
-
-/// Bytes of all files below a folder; links are not followed.
-fn bytes_below(folder: &Path) -> Bytes {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let size = |entry: std::fs::DirEntry| match entry.file_type() {
-        Ok(kind) if kind.is_dir() => bytes_below(&entry.path()),
-        Ok(kind) if kind.is_file() => Bytes(entry.metadata().map_or(0, |meta| meta.len())),
-        _ => Bytes(0),
-    };
-    entries.map(size).sum()
 }
 
 fn make_plan(recipe: &RecipeFile, part: &Path, node: &Node, layout: &Layout, progress: &Progress<'_>) -> Outcome<Plan> {

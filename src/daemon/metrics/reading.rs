@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
+use rustix::process::Pid;
 
 use super::page::Page;
 use crate::daemon::Summary;
 use crate::line::heartbeat::State;
 use crate::line::{Entry, Heartbeat, Layout, PROTOCOL_VERSION, Station, stamp};
-use crate::node::free_bytes;
+use crate::node::{free_bytes, memory_of};
 
 /// What the supervisor counts.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -49,9 +50,12 @@ impl Look {
     }
 
     pub fn at_processes(&mut self, worker: Option<u32>) {
-        self.supervisor_rss = resident("self");
+        self.supervisor_rss = memory_of(None, "VmRSS").map(|bytes| bytes.0);
         self.supervisor_cpu_s = cpu_seconds();
-        self.worker_rss = worker.and_then(|pid| resident(&pid.to_string()));
+        self.worker_rss = worker
+            .and_then(|pid| Pid::from_raw(pid as i32))
+            .and_then(|pid| memory_of(Some(pid), "VmRSS"))
+            .map(|bytes| bytes.0);
     }
 }
 
@@ -60,13 +64,6 @@ fn count_parts(dir: &Path, station: Station) -> Option<u64> {
     let entries = fs::read_dir(dir).ok()?.filter_map(Result::ok);
     let is_part = |name: &OsStr| matches!(Entry::classify(name, station), Entry::Part(_));
     Some(entries.filter(|entry| is_part(&entry.file_name())).count() as u64)
-}
-
-/// Resident memory of a process in bytes.
-fn resident(process: &str) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let kilobytes = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.split_whitespace().next()?;
-    kilobytes.parse::<u64>().ok().map(|n| n * 1024)
 }
 
 /// Processor time of this process, its threads included.
